@@ -4,7 +4,10 @@
 //!
 //! A few rows of `x` or many, each output's running sum visits `k` in ascending order. With many rows, `k` is cut so that
 //! a piece of a panel stays in the first-level cache while all rows of the task pass over it; the running sums then rest
-//! in the output between pieces, which keeps their bits.
+//! in the output between pieces, which keeps their bits. Pieces are visited in the order of their addresses, which memory is
+//! fastest with, as long as the rows stay in the second-level cache that way.
+
+use std::ops::Range;
 
 use candle_core::Tensor;
 
@@ -31,6 +34,9 @@ const ROWS_OF_A_READ: usize = 6;
 
 /// Bytes of the panels' pieces when `k` is cut: half of a usual first-level cache.
 const PIECE_BYTES: usize = 16 * 1024;
+
+/// Bytes of the rows of a task that stay in the cache while all of `k` passes: half of a usual second-level cache.
+const STAYING_BYTES: usize = 256 * 1024;
 
 /// Tasks per thread, so that threads that start late or lose their core are helped out.
 const TASKS_PER_THREAD: usize = 8;
@@ -130,13 +136,32 @@ struct Linear<'a, W: Weight> {
     tasks: Tasks,
 }
 
-/// Where a tile stands: its first row and panel, and the piece of `k` it runs.
+/// In which order the pieces of all panels are visited.
 #[derive(Clone, Copy)]
+enum Order {
+    /// As they stand in memory.
+    Panels,
+    /// The same piece of `k` of all panels, then the next one.
+    Pieces,
+}
+
+/// Where a tile stands: its first row and panel, and the piece of `k` it runs.
+#[derive(Clone)]
 struct Place {
     row: usize,
     panel: usize,
-    k_start: usize,
-    k_len: usize,
+    k: Range<usize>,
+    ahead: Ahead,
+}
+
+/// What a tile asks memory for on its way.
+#[derive(Clone, Copy)]
+enum Ahead {
+    /// What stands behind its own weights.
+    Own,
+    /// Its share of the piece that is visited next, which begins at step `next` of all panels: the row blocks that find their
+    /// weights in the cache keep memory as busy as the first one.
+    Share { next: usize, block: usize, num_blocks: usize },
 }
 
 impl<'a, W: Weight> Linear<'a, W> {
@@ -175,9 +200,9 @@ impl<'a, W: Weight> Linear<'a, W> {
             // SAFETY: several panels stay below `full_end`; the caller vouches for the rest.
             unsafe {
                 with_rows!(num_rows, I::TILE_ROWS, ROWS => match together {
-                    4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<W, ROWS, 4> { linear: self, place, target }),
-                    2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<W, ROWS, 2> { linear: self, place, target }),
-                    _ => I::apart(Tile::<W, ROWS, 1> { linear: self, place, target }),
+                    4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<W, ROWS, 4> { linear: self, place: place.clone(), target }),
+                    2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<W, ROWS, 2> { linear: self, place: place.clone(), target }),
+                    _ => I::apart(Tile::<W, ROWS, 1> { linear: self, place: place.clone(), target }),
                 });
             }
             place.panel += together;
@@ -197,13 +222,21 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
     unsafe fn run<I: Instructions>(self) {
         let Self { target, .. } = self;
         let Linear { ref x, panels, out_features, depth, .. } = *self.linear;
-        let Place { row, panel, k_start, k_len } = self.place;
+        let Place { row, panel, k: Range { start: k_start, end: k_end }, ahead } = self.place;
+        let k_len = k_end - k_start;
         let first_column = panel * PANEL;
         let num_columns = (PANELS * PANEL).min(out_features - first_column);
         // SAFETY: rows below `num_rows`, panels below `num_panels` and `k` below `depth`; a padded panel goes
         // through `edge`, so that only columns of the output are touched.
         unsafe {
             let w = panels.as_ptr().add((panel * depth + k_start) * PANEL);
+            let (ahead, ahead_stride) = match ahead {
+                Ahead::Own => (w.wrapping_byte_add(PREFETCH_BYTES), PANEL),
+                Ahead::Share { next, block, num_blocks } => {
+                    let first = next * PANEL + k_len * PANEL * block / num_blocks;
+                    (panels.as_ptr().wrapping_add(first), PANEL.div_ceil(num_blocks))
+                }
+            };
             let factors = Factors {
                 x: x.values.as_ptr().add(row * x.stride + k_start),
                 x_stride: x.stride,
@@ -211,8 +244,8 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
                 w_stride: PANEL,
                 w_panel_stride: (depth * PANEL) as isize,
                 depth: k_len,
-                ahead: w.wrapping_byte_add(PREFETCH_BYTES),
-                ahead_stride: PANEL,
+                ahead,
+                ahead_stride,
             };
             let (y, y_stride) = (target.at(row, first_column), target.stride());
             if PANELS > 1 || num_columns == PANEL {
@@ -235,7 +268,7 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
                     target.columns(row + index, first_column, num_columns).copy_from_slice(&edge[..num_columns]);
                 }
             }
-            if k_start + k_len == depth {
+            if k_end == depth {
                 (row..row + ROWS).for_each(|row| target.add_bias(row, first_column, num_columns));
             }
         }
@@ -261,32 +294,55 @@ impl<W: Weight> Product for Linear<'_, W> {
 
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, part: &Part, target: &Target<'_>) {
-        let (num_rows, panels) = (part.rows.len(), part.panels.clone());
-        // Row blocks of nearly equal size: 7 rows run as 4 + 3, not as 6 + 1.
+        let (num_rows, Part { rows, panels }) = (part.rows.len(), part.clone());
         let num_blocks = num_rows.div_ceil(I::TILE_ROWS);
-        // One block visits neighbouring panels together; several blocks share each piece of those that their tiles take.
-        let (piece, panels_per_visit) = match num_blocks {
-            1 => (self.depth, panels.len()),
-            _ => {
-                let together = panels_together::<I>(num_rows.div_ceil(num_blocks));
-                (PIECE_BYTES / (together * PANEL * size_of::<W>()), together)
-            }
-        };
-        for k_start in (0..self.depth).step_by(piece) {
-            let k_len = piece.min(self.depth - k_start);
-            for panel in panels.clone().step_by(panels_per_visit) {
-                let num_panels = panels_per_visit.min(panels.end - panel);
-                let mut row = part.rows.start;
-                for block in 0..num_blocks {
-                    let block_rows = num_rows / num_blocks + usize::from(block < num_rows % num_blocks);
-                    // SAFETY: rows and panels of the part; the caller vouches for the instructions.
-                    unsafe {
-                        let place = Place { row, panel, k_start, k_len };
-                        self.row_block::<I>((block_rows, num_panels), place, target);
-                    }
-                    row += block_rows;
-                }
-            }
+        if num_blocks == 1 {
+            // Neighbouring panels together.
+            let place = Place { row: rows.start, panel: panels.start, k: 0..self.depth, ahead: Ahead::Own };
+            // SAFETY: rows and panels of the part; the caller vouches for the instructions.
+            return unsafe { self.row_block::<I>((num_rows, panels.len()), place, target) };
+        }
+        let together = panels_together::<I>(num_rows.div_ceil(num_blocks));
+        let piece = PIECE_BYTES / (together * PANEL * size_of::<W>());
+        let pieces = (0..self.depth).step_by(piece).map(|start| start..self.depth.min(start + piece));
+        let panels = panels.clone().step_by(together).map(|start| start..panels.end.min(start + together));
+        let stays = num_rows * self.depth * size_of::<W::Factor>() <= STAYING_BYTES;
+        // SAFETY: as above.
+        let visit = |panels, k, order| unsafe { self.visit::<I>(&rows, (panels, k, order), target) };
+        if stays {
+            panels.for_each(|panels| pieces.clone().for_each(|k| visit(panels.clone(), k, Order::Panels)));
+        } else {
+            pieces.for_each(|k| panels.clone().for_each(|panels| visit(panels, k.clone(), Order::Pieces)));
+        }
+    }
+}
+
+impl<W: Weight> Linear<'_, W> {
+    /// A piece of `k` of a few panels, which all rows meet before it leaves the first-level cache.
+    ///
+    /// # Safety
+    /// As [`Product::run`], of these rows and panels.
+    #[inline(always)]
+    unsafe fn visit<I: Instructions>(
+        &self,
+        rows: &Range<usize>,
+        (panels, k, order): (Range<usize>, Range<usize>, Order),
+        target: &Target<'_>,
+    ) {
+        // Row blocks of nearly equal size: 7 rows run as 4 + 3, not as 6 + 1.
+        let num_blocks = rows.len().div_ceil(I::TILE_ROWS);
+        let next = if k.end < self.depth { panels.start * self.depth + k.end } else { panels.end * self.depth };
+        let mut row = rows.start;
+        for block in 0..num_blocks {
+            let num_rows = rows.len() / num_blocks + usize::from(block < rows.len() % num_blocks);
+            let ahead = match order {
+                Order::Panels => Ahead::Share { next, block, num_blocks },
+                Order::Pieces => Ahead::Own,
+            };
+            let place = Place { row, panel: panels.start, k: k.clone(), ahead };
+            // SAFETY: passed on.
+            unsafe { self.row_block::<I>((num_rows, panels.len()), place, target) };
+            row += num_rows;
         }
     }
 }
