@@ -90,7 +90,7 @@ impl StepLogits {
 impl RunLogits {
     /// `questions` say what is asked of each row; they are put where rows lie elsewhere, and a row without one is fetched.
     ///
-    /// Errors when they are not as many as the rows.
+    /// Errors when they are put and not as many as the rows.
     pub(crate) fn read(logits: Logits, questions: &[Option<RowQuestion>]) -> Result<Self, ModelError> {
         let logits = match logits {
             Logits::Here(rows) => return Ok(Self::Here(rows)),

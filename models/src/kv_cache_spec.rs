@@ -59,8 +59,9 @@ impl KvCacheSpec {
 
     /// Bytes of K and V that a token at `position` looks at.
     pub fn bytes_seen(&self, position: usize) -> usize {
-        let keys = self.groups.iter().map(|group| position + 1 - group.reach.first_key(position));
-        keys.sum::<usize>() * (self.block_bytes() / self.block_size)
+        let of_group = |group: &KvGroup| (position + 1 - group.reach.first_key(position)) * group.layers.len();
+        let keys: usize = self.groups.iter().map(of_group).sum();
+        keys * self.block_bytes() / (self.block_size * self.layers_per_block())
     }
 
     /// The longest sequence that fits in `num_blocks`, up to `limit` tokens.
@@ -182,6 +183,8 @@ mod tests {
         let both = spec(KvGroup::of_layers([KvReach::Full, window(21)].into_iter()));
         let of_token = 2 * 16 * size_of::<f32>();
         assert_eq!([0, 20, 99].map(|position| both.bytes_seen(position) / of_token), [2, 42, 121]);
+        let uneven = KvGroup::of_layers([KvReach::Full, KvReach::Full, window(21), window(21), window(21)].into_iter());
+        assert_eq!(spec(uneven).bytes_seen(99) / of_token, 2 * 100 + 3 * 21);
     }
 
     #[test]

@@ -105,7 +105,8 @@ pub trait CausalLm: Send + Sync {
     /// A row's logits are bit-identical whatever else is in the batch and however its sequence was cut into steps.
     fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError>;
 
-    /// The same, told what will be asked of each row, if anything: a model may then keep no more of it ([`Logits::Asked`]).
+    /// The same, told what will be asked of each sampled row, if anything, in their order: a model may then keep no more of it
+    /// ([`Logits::Asked`]).
     fn forward_asked(
         &self,
         input: &ModelInput,

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::chance::{Chance, Kinds};
-use crate::common::{events, parts, run_to_end};
+use crate::common::{events, greedy, parts, request, run_to_end, tokens};
 use crate::crowd::Crowd;
 use crate::sick::{BRING_AN_ERROR, NewBlocks, Sick};
 use passerelle_engine::clock::SystemClock;
-use passerelle_engine::{AddedLatency, CacheSalt, EngineConfig, EngineHandle, EngineParts, Request, StepLoop};
+use passerelle_engine::{
+    AddedLatency, CacheSalt, EngineConfig, EngineHandle, EngineParts, Request, SamplingParams, StepLoop,
+};
 use passerelle_models::ops::Compute;
 use passerelle_models::{CausalLm, CheckpointFiles, Decoder, KvDtype, LoadOptions, load_decoder, unwatched};
 use tempfile::TempDir;
@@ -74,6 +76,23 @@ fn compare(fixture: &str, kv_dtype: KvDtype, requests: u64) {
     assert!(stats.preemptions_total > 0 && stats.prefix_hit_tokens_total > 0, "{fixture}: {stats:?}");
     assert_eq!(stats.free_blocks, num_blocks);
     assert!(stats.failures_total > 0, "no request met a mishap");
+}
+
+/// Its step keeps the rows of the prompt whole, and of the last one no more than its likeliest tokens.
+#[test]
+fn a_request_that_scores_its_prompt_and_takes_the_likeliest_tokens_is_answered_beside_others_and_alone() {
+    let (mut step_loop, handle) = engine(64, decoder("plain"));
+    let scoring = SamplingParams { prompt_logprobs: Some(0), ..greedy(3) };
+    let drawn = SamplingParams { temperature: 1.0, ..greedy(3) };
+    let of_some = SamplingParams { top_k: Some(5), ..drawn.clone() };
+    let mut submit =
+        |sampling: &SamplingParams| handle.submit(request(&[5, 6, 7, 8, 9, 10], sampling.clone())).unwrap();
+    for sampling in [&[scoring.clone()][..], &[drawn.clone(), drawn, scoring, of_some]] {
+        let mut streams: Vec<_> = sampling.iter().map(&mut submit).collect();
+        run_to_end(&mut step_loop);
+        assert!(streams.iter_mut().all(|stream| tokens(&events(stream)).len() == 3));
+    }
+    assert_eq!(handle.stats().failures_total, 0);
 }
 
 #[test]

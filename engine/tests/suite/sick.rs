@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use passerelle_models::ops::RowQuestion;
 use passerelle_models::{BlockCopy, CausalLm, Decoder, KvCache, KvCacheSpec, Logits, ModelError, ModelInput};
 
 /// A step that runs one of these returns an error.
@@ -34,6 +35,24 @@ impl Sick {
         }
         Ok(())
     }
+
+    fn ail(
+        &self,
+        input: &ModelInput,
+        cache: &mut KvCache,
+        forward: &dyn Fn(&mut KvCache) -> Result<Logits, ModelError>,
+    ) -> Result<Logits, ModelError> {
+        if self.new_blocks == NewBlocks::FullOfNan {
+            self.spoil_new_blocks(input, cache)?;
+        }
+        let logits = forward(cache)?;
+        let runs_any = |of: Range<u32>| input.tokens().iter().any(|token| of.contains(token));
+        assert!(!runs_any(BRING_A_PANIC), "a token that brings a panic");
+        match runs_any(BRING_AN_ERROR) {
+            true => Err(ModelError::Input("a token that brings an error".into())),
+            false => Ok(logits),
+        }
+    }
 }
 
 impl CausalLm for Sick {
@@ -62,15 +81,22 @@ impl CausalLm for Sick {
     }
 
     fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
-        if self.new_blocks == NewBlocks::FullOfNan {
-            self.spoil_new_blocks(input, cache)?;
-        }
-        let logits = self.decoder.forward(input, cache)?;
-        let runs_any = |of: Range<u32>| input.tokens().iter().any(|token| of.contains(token));
-        assert!(!runs_any(BRING_A_PANIC), "a token that brings a panic");
-        match runs_any(BRING_AN_ERROR) {
-            true => Err(ModelError::Input("a token that brings an error".into())),
-            false => Ok(logits),
+        self.ail(input, cache, &|cache| self.decoder.forward(input, cache))
+    }
+
+    /// Where blocks are as they were, rows of logits are kept whole, whatever is asked of them: what is chosen of them must be
+    /// the same.
+    fn forward_asked(
+        &self,
+        input: &ModelInput,
+        cache: &mut KvCache,
+        questions: &[Option<RowQuestion>],
+    ) -> Result<Logits, ModelError> {
+        match self.new_blocks {
+            NewBlocks::AsTheyWere => self.forward(input, cache),
+            NewBlocks::FullOfNan => {
+                self.ail(input, cache, &|cache| self.decoder.forward_asked(input, cache, questions))
+            }
         }
     }
 }

@@ -48,6 +48,32 @@ fn tokens_behind_several_spans_equal_the_reference() {
     }
 }
 
+/// On three threads, three sequences have tasks of a span and two of three heads, or the third; four have tasks of a span and
+/// all four heads; of sixteen, a task has all of a token.
+#[test]
+fn which_heads_a_task_has_changes_no_bit() {
+    for format in KvFormat::ALL {
+        for (num_sequences, num_kv_heads) in [(3, 3), (4, 4), (16, 3)] {
+            for params in
+                [AttentionParams::causal(0.2), AttentionParams { window: Some(515), ..AttentionParams::causal(0.2) }]
+            {
+                let what = format!("{format}, {num_sequences} sequences, {num_kv_heads} heads, {params:?}");
+                let lengths: Vec<_> = (0..num_sequences).map(|index| LENGTH - 7 * index).collect();
+                let world = World::with(params, shape(num_kv_heads, 2, 32, 16, format), &lengths);
+                let last = |sequence: usize| (sequence, lengths[sequence] - 1..lengths[sequence]);
+                let all: Vec<_> = (0..num_sequences).map(last).collect();
+                let together = check(&what, 8e-6, |compute| step(&world, compute, &all));
+                for compute in fast() {
+                    for sequence in 0..num_sequences {
+                        let alone = step(&world, &compute, &[last(sequence)]);
+                        assert_same_bits(&what, &together.narrow(0, sequence, 1).unwrap(), &alone);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Alone, a token's spans are tasks; beside twelve others, one task goes through all of them.
 #[test]
 fn who_goes_through_the_spans_changes_no_bit() {

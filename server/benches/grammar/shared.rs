@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use passerelle_models::ops::OnProcessors;
+use passerelle_models::ops::{OnProcessors, RowQuestion};
 use passerelle_models::{BlockCopy, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, Pulse};
 
 #[derive(Clone)]
@@ -43,5 +43,14 @@ impl CausalLm for Shared {
 
     fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
         self.0.forward(input, cache)
+    }
+
+    fn forward_asked(
+        &self,
+        input: &ModelInput,
+        cache: &mut KvCache,
+        questions: &[Option<RowQuestion>],
+    ) -> Result<Logits, ModelError> {
+        self.0.forward_asked(input, cache, questions)
     }
 }

@@ -44,7 +44,7 @@ Examples:
 
 A step reads every weight once, and multiplies every weight with every token. How fast this machine reads memory and how
 fast it multiplies in registers, f32 or bf16 numbers or, for quantised weights, 16-bit integers, is measured before each batch,
-by the same threads (on a GPU by copies, and products of large matrices). LIMIT is what the slower of the two would allow,
+by the same threads (on a GPU at the start, by copies and products of large matrices). LIMIT is what the slower of the two would allow,
 with the keys and values that generating reads, and without the products of attention. A model that fits the caches can pass
 100 % of it.";
 
@@ -153,14 +153,17 @@ impl BenchArgs {
         // Every kind of step is run once, which a longer prompt would only repeat.
         let warm_up = self.workload(1).no_longer_than(engine.steps.max_num_batched_tokens);
         let needs = (&[self.room(loaded.description.max_position)?][..], warm_up);
+        let measure = || Limits::measure((&products, is_quantised), clock.as_ref());
+        // Beside the KV cache of the largest batch a GPU may have no room for it.
+        let at_start = (!compute.device().is_cpu()).then(measure).transpose()?;
         let bench = Bench::start(loaded, needs, (&engine, times), Arc::clone(&clock))?;
         let as_table = !self.output.json && factor.is_none();
         if as_table {
             print_head(&report)?;
         }
         for (round, batch) in self.batch.iter().enumerate() {
-            tell!("batch of {batch}: measuring this machine with {} threads first", products.num_threads());
-            let limits = Limits::measure((&products, is_quantised), clock.as_ref())?;
+            tell!("batch of {batch}");
+            let limits = at_start.map_or_else(measure, Ok)?;
             let load = self.workload(batch.get());
             let measured = bench.run(load, round as u64)?;
             let row = Row::new(load, &measured, (&limits, &cost), self.profile);

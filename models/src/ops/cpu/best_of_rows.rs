@@ -55,7 +55,8 @@ pub(crate) struct KeptRows {
     pub(crate) whole: Buffer<f32>,
 }
 
-/// What is wanted of them, for the tasks of a part of the product. A run is some neighbouring columns, and has lists of its own until all are merged.
+/// What is wanted of them, for the tasks of a part of the product. A run is some neighbouring columns, and has lists of its own
+/// until all are merged.
 pub(super) struct Look<'a> {
     places: &'a [RowPlace],
     lists: Output<Ranked>,
@@ -65,15 +66,17 @@ pub(super) struct Look<'a> {
 }
 
 impl BestOfRows {
-    /// `best`: how many of each row, from 1 on; `None` where all of it is kept. Rows are `width` columns wide.
+    /// `best`: how many of each row, from 1 on; `None` where all of it is kept, as it is where `most_runs` lists of so many
+    /// would take more memory than the row. Rows are `width` columns wide.
     pub(super) fn new(
         workspace: &Arc<Workspace>,
-        width: usize,
+        (width, most_runs): (usize, usize),
         best: impl ExactSizeIterator<Item = Option<usize>>,
     ) -> Self {
         let (mut listed, mut num_whole) = (0, 0);
+        let is_short = |best: &usize| best * most_runs * size_of::<Ranked>() <= width * size_of::<f32>();
         let places = workspace.copy_of(best.map(|best| {
-            let best = best.map_or(0, |best| best.clamp(1, width) as u32);
+            let best = best.filter(is_short).map_or(0, |best| best.clamp(1, width) as u32);
             let place = RowPlace { start: if best > 0 { listed } else { num_whole }, best };
             listed += best;
             num_whole += u32::from(best == 0);
@@ -100,10 +103,18 @@ impl BestOfRows {
         for place in self.places.iter().filter(|place| place.best > 0) {
             let list = &mut self.lists[place.range()];
             for of_run in of_runs.chunks(len) {
-                let found = of_run[place.range()].iter().take_while(|(column, _)| *column != NOTHING.0);
-                found.for_each(|&ranked| offer(list, ranked));
+                // The first that is too small is followed by smaller ones.
+                let taken = |&&ranked: &&Ranked| ranked.0 != NOTHING.0 && offer(list, ranked) == Offer::Taken;
+                of_run[place.range()].iter().take_while(taken).count();
             }
         }
+    }
+
+    /// # Safety
+    /// Tasks have kept all columns of all rows, and their lists were merged.
+    pub(super) unsafe fn finish(self) -> KeptRows {
+        // SAFETY: passed on.
+        KeptRows { places: self.places, lists: self.lists, whole: unsafe { self.whole.written() } }
     }
 }
 
@@ -113,7 +124,7 @@ impl Look<'_> {
     /// # Safety
     /// As [`Output::part`], of these rows' lists of the run.
     pub(super) unsafe fn begin(&self, run: usize, rows: Range<usize>) {
-        for place in &self.places[rows] {
+        for place in self.places[rows].iter().filter(|place| place.best > 0) {
             // SAFETY: passed on.
             unsafe { self.list(run, *place).fill(NOTHING) }
         }
@@ -155,33 +166,34 @@ fn offer_all(list: &mut [Ranked], (first, values): (TokenId, &[f32])) {
         #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "what cannot be compared is looked at")]
         let may_enter = stretch.iter().fold(false, |any, value| any | !(*value <= least));
         if may_enter {
-            (start..).zip(stretch).for_each(|(column, &value)| offer(list, (column, value)));
+            (start..).zip(stretch).for_each(|(column, &value)| _ = offer(list, (column, value)));
         }
     }
 }
 
-/// Columns come in ascending order. A number that is none stays first for good.
-fn offer(list: &mut [Ranked], (column, value): Ranked) {
-    let is_empty = |ranked: Ranked| ranked.0 == NOTHING.0;
-    if value.is_nan() {
-        list[0] = (column, value);
-    }
-    if list[0].1.is_nan() && !is_empty(list[0]) {
-        return;
-    }
-    if let Some(place) = list.iter().position(|&other| is_empty(other) || value > other.1) {
-        list[place..].rotate_right(1);
-        list[place] = (column, value);
-    }
+#[derive(PartialEq, Eq)]
+enum Offer {
+    Taken,
+    TooSmall,
 }
 
-impl BestOfRows {
-    /// # Safety
-    /// Tasks have kept all columns of all rows, and their lists were merged.
-    pub(super) unsafe fn finish(self) -> KeptRows {
-        // SAFETY: passed on.
-        KeptRows { places: self.places, lists: self.lists, whole: unsafe { self.whole.written() } }
+/// Columns come in ascending order. A number that is none stays first for good.
+fn offer(list: &mut [Ranked], (column, value): Ranked) -> Offer {
+    let is_empty = |ranked: Ranked| ranked.0 == NOTHING.0;
+    let is_none = |ranked: Ranked| ranked.1.is_nan() && !is_empty(ranked);
+    let last = list[list.len() - 1];
+    if value.is_nan() && !is_none(list[0]) {
+        list[0] = (column, value);
+        return Offer::Taken;
     }
+    if is_none(list[0]) || !is_empty(last) && value <= last.1 {
+        return Offer::TooSmall;
+    }
+    let place = list.iter().position(|&other| is_empty(other) || value > other.1);
+    let place = place.unwrap_or(list.len() - 1);
+    list[place..].rotate_right(1);
+    list[place] = (column, value);
+    Offer::Taken
 }
 
 #[cfg(test)]

@@ -368,7 +368,7 @@ impl<F: Format, const ROWS: usize, const PANELS: usize> Tile<'_, F, ROWS, PANELS
 }
 
 impl<F: Format> BlockLinear<'_, F> {
-    /// One block of rows times `num_panels` panels, as many of them together as such a block visits.
+    /// One block of rows times some panels, as many of them together as such a block visits.
     ///
     /// # Safety
     /// As [`Product::run`]; rows and panels exist and belong to the task.

@@ -101,7 +101,7 @@ impl<W: Weight> Kernel for MultiplyAdd<W> {
     }
 }
 
-/// Pairs of neighbours, a different one in each step: the products of one would be made once for all steps.
+/// Pairs of neighbours, another one in each step: equal ones, which the compiler cannot know, or it would multiply once for all.
 struct MultiplyIntegers {
     factors: [[i16; 2]; FACTORS],
     weights: [i16; 2 * PANEL],

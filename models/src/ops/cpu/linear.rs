@@ -78,7 +78,8 @@ pub(crate) fn best_of_linear(
 ) -> Result<KeptRows, ModelError> {
     let x = Rows::of(x)?;
     assert_eq!(x.num_rows, best.len(), "something is wanted of each row");
-    let mut wanted = BestOfRows::new(compute.workspace(), out_features, best);
+    let most_runs = (compute.num_threads() * TASKS_PER_THREAD).min(out_features.div_ceil(PANEL));
+    let mut wanted = BestOfRows::new(compute.workspace(), (out_features, most_runs), best);
     multiply(compute, &x, (parts, out_features), &mut Sink::Best(&mut wanted));
     // SAFETY: the parts have all columns between them, and the sink has merged the lists of each.
     Ok(unsafe { wanted.finish() })

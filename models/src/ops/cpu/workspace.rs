@@ -118,6 +118,9 @@ impl Workspace {
 
     /// The smallest that is large enough.
     fn take(&self, lines: usize) -> Lines {
+        if lines == 0 {
+            return Lines::new();
+        }
         let mut idle = self.idle();
         let fitting = idle.buffers.iter().enumerate().filter(|(_, buffer)| buffer.lines.capacity() >= lines);
         match fitting.min_by_key(|(_, buffer)| buffer.lines.capacity()).map(|(index, _)| index) {
@@ -145,6 +148,9 @@ impl Idle {
     }
 
     fn give_back(&mut self, lines: Lines) {
+        if lines.capacity() == 0 {
+            return;
+        }
         self.buffers.push(IdleBuffer { lines, step: self.step });
     }
 }

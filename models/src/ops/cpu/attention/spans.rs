@@ -40,16 +40,19 @@ pub(super) fn run<E: CacheElement>(compute: &Compute, mut attention: Attention<'
     let len = attention.sums_len(most_rows);
     let num_tasks = attention.num_tasks();
     let wanted = if num_threads > 1 { TASKS_PER_THREAD * num_threads } else { 1 };
-    let alone = chunks.iter().filter(|chunk| chunk.num_rows == 1).count();
-    // With all heads of a token in one task.
-    let fewest = alone + (chunks.len() - alone) * num_heads;
+    let alone = || chunks.iter().filter(|chunk| chunk.num_rows == 1).map(|chunk| attention.tiles(*chunk));
+    let longest = alone().map(|tiles| tiles.len()).max().unwrap_or(0);
+    // As many as would be with all heads in one task, were the tasks of tokens alone as long as the longest.
+    let even = |num_heads: usize| alone().map(|tiles| tiles.len() * num_heads).sum::<usize>() / longest.max(1);
+    let fewest = even(1) + (chunks.len() - alone().count()) * num_heads;
     let most_spans = if fewest < wanted { attention.most_spans() } else { 1 };
     let can_split = most_spans >= FEWEST_SPANS && num_tasks * most_spans * len * size_of::<f32>() <= MOST_BYTES;
-    let is_split = can_split && (fewest * most_spans >= wanted || num_tasks < wanted);
-    let spans_at_once = if is_split { most_spans } else { 1 };
+    let num_spans = if can_split { alone().map(|tiles| spans(tiles).count()).sum() } else { 0 };
+    let is_split = can_split && (num_spans >= wanted || num_tasks < wanted);
     // As many heads together as leave enough tasks.
-    attention.step.heads_at_once = (alone * num_heads * spans_at_once / wanted).clamp(1, num_heads);
-    let heads_of_a_task = if alone > 0 { attention.heads_at_once } else { 1 };
+    let heads_at_once = if is_split { num_spans * num_heads } else { even(num_heads) } / wanted;
+    attention.step.heads_at_once = heads_at_once.clamp(1, num_heads);
+    let heads_of_a_task = if longest > 0 { attention.heads_at_once } else { 1 };
     if !is_split {
         let numbers = attention.numbers_len(most_rows).max(heads_of_a_task * attention.numbers_len(1));
         compute.workspace().prepare::<f32>(num_threads.min(num_tasks), numbers);
