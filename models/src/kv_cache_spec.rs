@@ -61,7 +61,7 @@ impl KvCacheSpec {
     pub fn bytes_seen(&self, position: usize) -> usize {
         let of_group = |group: &KvGroup| (position + 1 - group.reach.first_key(position)) * group.layers.len();
         let keys: usize = self.groups.iter().map(of_group).sum();
-        keys * self.block_bytes() / (self.block_size * self.layers_per_block())
+        keys * self.block_bytes() / (self.block_size * self.layers_per_block()).max(1)
     }
 
     /// The longest sequence that fits in `num_blocks`, up to `limit` tokens.

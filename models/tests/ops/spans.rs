@@ -48,17 +48,16 @@ fn tokens_behind_several_spans_equal_the_reference() {
     }
 }
 
-/// On three threads, three sequences have tasks of a span and two of three heads, or the third; four have tasks of a span and
-/// all four heads; of sixteen, a task has all of a token.
+/// On three threads: of three sequences a task has a span of two of three heads, or of the third; of six, a span of all heads; of
+/// eight shorter ones, all of two heads; of sixteen, all of a token.
 #[test]
 fn which_heads_a_task_has_changes_no_bit() {
     for format in KvFormat::ALL {
-        for (num_sequences, num_kv_heads) in [(3, 3), (4, 4), (16, 3)] {
-            for params in
-                [AttentionParams::causal(0.2), AttentionParams { window: Some(515), ..AttentionParams::causal(0.2) }]
-            {
+        for (num_sequences, num_kv_heads, length) in [(3, 3, 1600), (6, 4, LENGTH), (8, 4, 500), (16, 3, LENGTH)] {
+            for window in [None, Some(515)] {
+                let params = AttentionParams { window, ..AttentionParams::causal(0.2) };
                 let what = format!("{format}, {num_sequences} sequences, {num_kv_heads} heads, {params:?}");
-                let lengths: Vec<_> = (0..num_sequences).map(|index| LENGTH - 7 * index).collect();
+                let lengths: Vec<_> = (0..num_sequences).map(|index| length - 7 * index).collect();
                 let world = World::with(params, shape(num_kv_heads, 2, 32, 16, format), &lengths);
                 let last = |sequence: usize| (sequence, lengths[sequence] - 1..lengths[sequence]);
                 let all: Vec<_> = (0..num_sequences).map(last).collect();
@@ -80,7 +79,7 @@ fn who_goes_through_the_spans_changes_no_bit() {
     for format in KvFormat::ALL {
         for params in params(3, 24) {
             let what = format!("{format} {params:?}");
-            let lengths: Vec<_> = [LENGTH].into_iter().chain((0..12).map(|index| 700 - 50 * index)).collect();
+            let lengths: Vec<_> = (0..13).map(|index| LENGTH - 3 * index).collect();
             let world = World::with(params, shape(1, 3, 24, 16, format), &lengths);
             let last = |sequence: usize| (sequence, lengths[sequence] - 1..lengths[sequence]);
             for compute in fast() {

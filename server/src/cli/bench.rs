@@ -84,7 +84,7 @@ pub(crate) struct BenchArgs {
 #[derive(Debug, Serialize)]
 struct Row {
     batch: usize,
-    /// What this machine could do just before.
+    /// What this machine could do just before; a GPU, at the start.
     memory_bandwidth_bytes_per_s: f64,
     multiply_add_flops_per_s: f64,
     prefill_tokens_per_s: f64,

@@ -23,8 +23,11 @@ const TASKS_PER_THREAD: usize = 4;
 /// Of a chunk with fewer, each thread would get one at most, and the second hand-off takes what that saves.
 const FEWEST_SPANS: usize = 3;
 
-/// All spans' sums together, at most: nobody reckons with them beside what a step takes. Those of a token alone are far
-/// fewer; a chunk of many tokens behind a very long context has its spans gone through by one thread.
+/// Every chunk has room for as many spans as the longest. Where most of it would stay empty, the longest goes through its own.
+const MOST_SLOTS_OF_A_SPAN: usize = 4;
+
+/// All spans' sums together, at most: nobody reckons with them beside what a step takes. Chunks of many tokens behind a very
+/// long context have their spans gone through by one thread.
 const MOST_BYTES: usize = 32 << 20;
 
 /// The spans of `tiles`. They start at absolute positions, so that a row's do not depend on its chunk.
@@ -40,18 +43,21 @@ pub(super) fn run<E: CacheElement>(compute: &Compute, mut attention: Attention<'
     let len = attention.sums_len(most_rows);
     let num_tasks = attention.num_tasks();
     let wanted = if num_threads > 1 { TASKS_PER_THREAD * num_threads } else { 1 };
-    let alone = || chunks.iter().filter(|chunk| chunk.num_rows == 1).map(|chunk| attention.tiles(*chunk));
-    let longest = alone().map(|tiles| tiles.len()).max().unwrap_or(0);
-    // As many as would be with all heads in one task, were the tasks of tokens alone as long as the longest.
-    let even = |num_heads: usize| alone().map(|tiles| tiles.len() * num_heads).sum::<usize>() / longest.max(1);
-    let fewest = even(1) + (chunks.len() - alone().count()) * num_heads;
+    let tiles = |chunk: &RowChunk| attention.tiles(*chunk).len();
+    let alone = || chunks.iter().filter(|chunk| chunk.num_rows == 1);
+    let (tiles_alone, longest) = (alone().map(tiles).sum::<usize>(), alone().map(tiles).max().unwrap_or(0));
+    // As many tasks of all heads of a token as there would be, were they all as long as the longest.
+    let fewest = tiles_alone / longest.max(1) + (chunks.len() - alone().count()) * num_heads;
     let most_spans = if fewest < wanted { attention.most_spans() } else { 1 };
-    let can_split = most_spans >= FEWEST_SPANS && num_tasks * most_spans * len * size_of::<f32>() <= MOST_BYTES;
-    let num_spans = if can_split { alone().map(|tiles| spans(tiles).count()).sum() } else { 0 };
+    // Were they all full.
+    let num_spans = chunks.iter().map(tiles).sum::<usize>() / TILES;
+    let can_split = most_spans >= FEWEST_SPANS
+        && chunks.len() * most_spans <= MOST_SLOTS_OF_A_SPAN * num_spans
+        && num_tasks * most_spans * len * size_of::<f32>() <= MOST_BYTES;
     let is_split = can_split && (num_spans >= wanted || num_tasks < wanted);
     // As many heads together as leave enough tasks.
-    let heads_at_once = if is_split { num_spans * num_heads } else { even(num_heads) } / wanted;
-    attention.step.heads_at_once = heads_at_once.clamp(1, num_heads);
+    let even = if is_split { tiles_alone / TILES * num_heads } else { tiles_alone * num_heads / longest.max(1) };
+    attention.step.heads_at_once = (even / wanted).clamp(1, num_heads);
     let heads_of_a_task = if longest > 0 { attention.heads_at_once } else { 1 };
     if !is_split {
         let numbers = attention.numbers_len(most_rows).max(heads_of_a_task * attention.numbers_len(1));
