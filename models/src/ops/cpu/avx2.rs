@@ -179,8 +179,8 @@ impl Pairs for YmmPairs {
     type Sums = __m256i;
 
     #[inline(always)]
-    unsafe fn zero() -> __m256i {
-        unsafe { _mm256_setzero_si256() }
+    unsafe fn splat_sum(value: i32) -> __m256i {
+        unsafe { _mm256_set1_epi32(value) }
     }
 
     #[inline(always)]
@@ -211,11 +211,6 @@ impl Pairs for YmmPairs {
     #[inline(always)]
     unsafe fn dot(self, x: Self, sums: __m256i) -> __m256i {
         unsafe { as_it_is(_mm256_add_epi32(sums, _mm256_madd_epi16(self.0, x.0))) }
-    }
-
-    #[inline(always)]
-    unsafe fn less(sums: __m256i, value: i32) -> __m256i {
-        unsafe { _mm256_sub_epi32(sums, _mm256_set1_epi32(value)) }
     }
 }
 

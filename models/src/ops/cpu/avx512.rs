@@ -136,8 +136,8 @@ impl Pairs for ZmmPairs {
     type Sums = __m512i;
 
     #[inline(always)]
-    unsafe fn zero() -> __m512i {
-        unsafe { _mm512_setzero_si512() }
+    unsafe fn splat_sum(value: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(value) }
     }
 
     #[inline(always)]
@@ -167,11 +167,24 @@ impl Pairs for ZmmPairs {
 
     #[inline(always)]
     unsafe fn dot(self, x: Self, sums: __m512i) -> __m512i {
-        unsafe { _mm512_dpwssd_epi32(sums, self.0, x.0) }
+        unsafe { add_products(self.0, x.0, sums) }
     }
+}
 
-    #[inline(always)]
-    unsafe fn less(sums: __m512i, value: i32) -> __m512i {
-        unsafe { _mm512_sub_epi32(sums, _mm512_set1_epi32(value)) }
+/// `vpdpwssd`, which the compiler does not look into: it would make multiplications and additions of most of them again, to
+/// shorten the wait for one sum where there are others to go on with.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn add_products(weights: __m512i, x: __m512i, mut sums: __m512i) -> __m512i {
+    // SAFETY: an instruction on registers, which the CPU has.
+    unsafe {
+        std::arch::asm!(
+            "vpdpwssd {sums}, {weights}, {x}",
+            sums = inout(zmm_reg) sums,
+            weights = in(zmm_reg) weights,
+            x = in(zmm_reg) x,
+            options(pure, nomem, nostack, preserves_flags),
+        );
     }
+    sums
 }

@@ -3,19 +3,19 @@
 //! `y = x W^T + b` over quantised panels: integer products of 16-bit activations with the quants, a fused multiply-add with
 //! both scales for every 32 or 16 inputs.
 //!
-//! Quants keep their offset in the product, which is taken off again by the sum of the activations. Integers are exact, so
-//! only the order of the multiply-adds matters: units ascend, and in a unit the products come before the minimum.
+//! Quants keep their offset in the product, which begins with what that adds, negative. Integers are exact, so only the order of
+//! the multiply-adds matters: units ascend, and in a unit the products come before the minimum.
 
 use std::ops::Range;
 
-use super::block_panels::{BlockPanels, Layout, STEP, offset};
+use super::block_panels::{BlockPanels, Layout, STEP};
 use super::instructions::{Instructions, Piece};
 use super::lanes::Lanes;
 use super::launch::Usual;
 use super::pairs::Pairs;
 use super::panels::PANEL;
 use super::product::{Part, Product, Sink, Tasks};
-use super::rounded_rows::{RoundedRows, UnitFacts};
+use super::rounded_rows::{Begins, RoundedRows, UnitFacts};
 use super::target::Target;
 use super::tile::with_rows;
 use crate::StoredDtype;
@@ -102,6 +102,9 @@ trait Format: Sync {
     /// and lose 5 to 20 % to several panels together.
     const WAITS_FOR_MEMORY: bool = false;
 
+    /// Where the product of group `dot` begins.
+    fn begin(begins: &Begins, dot: usize) -> i32;
+
     /// Step `j` of group `dot`, for all 16 outputs. Only the first [`Format::WIDTH`] are used.
     ///
     /// # Safety
@@ -123,7 +126,7 @@ trait Format: Sync {
     /// # Safety
     /// The CPU must have the instructions of `L`, of 16 lanes; `block` points at a block of 16 rows.
     #[inline(always)]
-    unsafe fn scales<L: Lanes>(block: *const u8, unit: usize) -> ([L; 2], L) {
+    unsafe fn scales<L: Lanes>(block: *const u8, unit: usize, dot: usize) -> (L, L) {
         // SAFETY: inside the block.
         unsafe {
             let d = L::load_f16(block.cast());
@@ -131,12 +134,10 @@ trait Format: Sync {
             match Self::DTYPE {
                 StoredDtype::Q4K => {
                     let dmin = L::load_f16(block.add(2 * PANEL).cast());
-                    ([d.mul(L::load_u8(scale(0))); 2], dmin.mul(L::load_u8(scale(1))))
+                    (d.mul(L::load_u8(scale(0))), dmin.mul(L::load_u8(scale(1))))
                 }
-                StoredDtype::Q6K => {
-                    ([d.mul(L::load_i8(scale(0).cast())), d.mul(L::load_i8(scale(1).cast()))], L::splat(0.0))
-                }
-                _ => ([d; 2], L::splat(0.0)),
+                StoredDtype::Q6K => (d.mul(L::load_i8(scale(dot).cast())), L::splat(0.0)),
+                _ => (d, L::splat(0.0)),
             }
         }
     }
@@ -153,6 +154,11 @@ impl Format for Q8_0 {
     const STEPS: usize = 8;
     const WIDTH: usize = 2;
     const WAITS_FOR_MEMORY: bool = true;
+
+    #[inline(always)]
+    fn begin(begins: &Begins, _dot: usize) -> i32 {
+        begins.q8_0
+    }
 
     #[inline(always)]
     unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 4] {
@@ -172,6 +178,11 @@ impl Format for Q4_0 {
     const WIDTH: usize = 4;
 
     #[inline(always)]
+    fn begin(begins: &Begins, _dot: usize) -> i32 {
+        begins.q4_0
+    }
+
+    #[inline(always)]
     unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 4] {
         // SAFETY: passed on.
         unsafe { nibbles(unit, j) }
@@ -185,6 +196,11 @@ impl Format for Q4K {
     const WIDTH: usize = 4;
 
     #[inline(always)]
+    fn begin(_begins: &Begins, _dot: usize) -> i32 {
+        0
+    }
+
+    #[inline(always)]
     unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 4] {
         // SAFETY: passed on.
         unsafe { nibbles(unit, j) }
@@ -196,6 +212,11 @@ impl Format for Q6K {
     const DOTS: usize = 2;
     const STEPS: usize = 3;
     const WIDTH: usize = 2;
+
+    #[inline(always)]
+    fn begin(begins: &Begins, dot: usize) -> i32 {
+        begins.q6_k[dot]
+    }
 
     #[inline(always)]
     unsafe fn step<P: Pairs>(unit: *const u8, dot: usize, j: usize) -> [P; 4] {
@@ -295,21 +316,20 @@ impl<F: Format, const ROWS: usize, const PANELS: usize> Tile<'_, F, ROWS, PANELS
         // As far ahead as this unit has come of its block, scales included.
         let ahead = panels.map(|panel| panel.wrapping_add(unit * block_bytes / num_units + PREFETCH_BYTES / PANELS));
         ahead.iter().for_each(|ahead| L::prefetch(ahead.wrapping_add(F::DOTS * F::STEPS * CACHE_LINE)));
+        // SAFETY: a row has facts of each unit.
+        let facts: [&UnitFacts; ROWS] = std::array::from_fn(|row| unsafe { self.facts(row, unit) });
         for dot in 0..F::DOTS {
             let ahead = ahead.map(|ahead| ahead.wrapping_add(dot * F::STEPS * CACHE_LINE));
             // SAFETY: inside the panels and the rows, for which the caller vouches.
             unsafe {
-                let products = self.products::<L>(unit, (&quants, dot), &ahead);
+                let products = self.products::<L>(unit, (&quants, dot), facts, &ahead);
                 for (panel, &block) in blocks.iter().enumerate() {
-                    let (scales, min): ([L; 2], L) = F::scales(block, unit % num_units);
+                    let (scale, min): (L, L) = F::scales(block, unit % num_units, dot);
                     for row in 0..ROWS {
-                        let facts = self.facts(row, unit);
-                        let x_sum = if F::DOTS == 1 { facts.sums[0] + facts.sums[1] } else { facts.sums[dot] };
-                        let product = <L::Pairs as Pairs>::less(products[row][panel], offset(F::DTYPE) * x_sum);
-                        let scale = scales[dot].mul(L::splat(facts.scale));
-                        let mut sum = L::of_sums(product).mul_add(scale, sums[row][panel]);
+                        let scale = scale.mul(L::splat(facts[row].scale));
+                        let mut sum = L::of_sums(products[row][panel]).mul_add(scale, sums[row][panel]);
                         if matches!(F::DTYPE, StoredDtype::Q4K) {
-                            sum = min.mul_add(L::splat(-(facts.scale * x_sum as f32)), sum);
+                            sum = min.mul_add(L::splat(facts[row].less), sum);
                         }
                         sums[row][panel] = sum;
                     }
@@ -328,11 +348,12 @@ impl<F: Format, const ROWS: usize, const PANELS: usize> Tile<'_, F, ROWS, PANELS
         &self,
         unit: usize,
         (quants, dot): (&[*const u8; PANELS], usize),
+        facts: [&UnitFacts; ROWS],
         ahead: &[*const u8; PANELS],
     ) -> [[<L::Pairs as Pairs>::Sums; PANELS]; ROWS] {
         // SAFETY: inside the unit and the rows, for which the caller vouches.
         unsafe {
-            let mut sums = [[<L::Pairs as Pairs>::zero(); PANELS]; ROWS];
+            let mut sums = facts.map(|facts| [<L::Pairs as Pairs>::splat_sum(F::begin(&facts.begins, dot)); PANELS]);
             let x = &self.linear.x;
             let group = x.elements.as_ptr().add(self.row * x.width + unit * UNIT + dot * UNIT / F::DOTS);
             for j in 0..self.linear.steps {
@@ -360,10 +381,13 @@ impl<F: Format, const ROWS: usize, const PANELS: usize> Tile<'_, F, ROWS, PANELS
         }
     }
 
+    /// # Safety
+    /// The rows of `x` must have such a row and unit.
     #[inline(always)]
-    fn facts(&self, row: usize, unit: usize) -> UnitFacts {
+    unsafe fn facts(&self, row: usize, unit: usize) -> &UnitFacts {
         let x = &self.linear.x;
-        x.units[(self.row + row) * (x.width / UNIT) + unit]
+        // SAFETY: the caller's.
+        unsafe { &*x.units.as_ptr().add((self.row + row) * (x.width / UNIT) + unit) }
     }
 }
 

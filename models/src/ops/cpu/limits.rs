@@ -115,7 +115,7 @@ impl Kernel for MultiplyIntegers {
         unsafe {
             let weights = PairsOf::<I>::load(weights.as_ptr().cast());
             for _ in 0..const { whole_parts(INTEGER_SUMS, I::INTEGER_ROWS) } {
-                let mut sums = [PairsOf::<I>::zero(); MAX_ROWS];
+                let mut sums = [PairsOf::<I>::splat_sum(0); MAX_ROWS];
                 for round in 0..INTEGER_ROUNDS {
                     for (row, sums) in sums.iter_mut().enumerate().take(I::INTEGER_ROWS) {
                         let factor = PairsOf::<I>::splat_pair(factors[(round + row) % FACTORS].as_ptr());

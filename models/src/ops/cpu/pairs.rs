@@ -16,7 +16,8 @@ pub(super) trait Pairs: Copy {
     /// A 32-bit lane for every two.
     type Sums: Copy;
 
-    unsafe fn zero() -> Self::Sums;
+    /// `value` in every lane.
+    unsafe fn splat_sum(value: i32) -> Self::Sums;
     /// [`Pairs::BYTES`], each lane little-endian.
     unsafe fn load(from: *const u8) -> Self;
     /// The two elements at `from` in every pair of lanes.
@@ -28,8 +29,6 @@ pub(super) trait Pairs: Copy {
     /// `sums[i] + self[2 i] * x[2 i] + self[2 i + 1] * x[2 i + 1]`, which must fit. One instruction where the CPU has VNNI
     /// (`vpdpwssd`).
     unsafe fn dot(self, x: Self, sums: Self::Sums) -> Self::Sums;
-    /// `sums[i] - value`
-    unsafe fn less(sums: Self::Sums, value: i32) -> Self::Sums;
 }
 
 /// Twice as many, in two registers.
@@ -40,8 +39,8 @@ impl<P: Pairs> Pairs for [P; 2] {
 
     // SAFETY, for every block below: passed on, each half with its own half of the bytes.
     #[inline(always)]
-    unsafe fn zero() -> Self::Sums {
-        [unsafe { P::zero() }; 2]
+    unsafe fn splat_sum(value: i32) -> Self::Sums {
+        [unsafe { P::splat_sum(value) }; 2]
     }
 
     #[inline(always)]
@@ -73,11 +72,6 @@ impl<P: Pairs> Pairs for [P; 2] {
     unsafe fn dot(self, x: Self, sums: Self::Sums) -> Self::Sums {
         unsafe { [self[0].dot(x[0], sums[0]), self[1].dot(x[1], sums[1])] }
     }
-
-    #[inline(always)]
-    unsafe fn less(sums: Self::Sums, value: i32) -> Self::Sums {
-        unsafe { [P::less(sums[0], value), P::less(sums[1], value)] }
-    }
 }
 
 /// The form for any CPU.
@@ -97,8 +91,8 @@ impl Pairs for PortablePairs {
     type Sums = [i32; LANES / 2];
 
     #[inline(always)]
-    unsafe fn zero() -> Self::Sums {
-        [0; LANES / 2]
+    unsafe fn splat_sum(value: i32) -> Self::Sums {
+        [value; LANES / 2]
     }
 
     #[inline(always)]
@@ -137,10 +131,5 @@ impl Pairs for PortablePairs {
             *sum += product(2 * index) + product(2 * index + 1);
         }
         sums
-    }
-
-    #[inline(always)]
-    unsafe fn less(sums: Self::Sums, value: i32) -> Self::Sums {
-        sums.map(|sum| sum - value)
     }
 }

@@ -5,11 +5,13 @@
 //! 8 bits would do for speed, not for the answer: on random decoders of 3 to 8 layers they alone moved the logits by a mean
 //! KL divergence of 1e-3 to 5e-3, more than the quantised weights are allowed to. 16 bits stay below 1e-7.
 
+use super::block_panels::offset;
 use super::buffer::Plain;
 use super::instructions::Instructions;
 use super::launch::{Kernel, Output, launch, split_rows};
 use super::view::Rows;
 use super::workspace::Buffer;
+use crate::StoredDtype;
 use crate::ops::Compute;
 use crate::ops::blocks::UNIT;
 
@@ -27,11 +29,22 @@ pub(super) struct RoundedRows {
     pub(super) units: Buffer<UnitFacts>,
 }
 
+/// What products take of a unit besides its elements.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct UnitFacts {
     pub(super) scale: f32,
-    /// Of the first 16 elements, and of the other 16.
-    pub(super) sums: [i32; 2],
+    /// `-scale` times the sum of the elements: what a minimum of 1 in the weights adds to an output.
+    pub(super) less: f32,
+    pub(super) begins: Begins,
+}
+
+/// Where an integer product begins so that the [`offset`] of its quants is not in it: minus that times the sum of the unit's
+/// elements, or of its first 16 and of the other 16.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Begins {
+    pub(super) q8_0: i32,
+    pub(super) q4_0: i32,
+    pub(super) q6_k: [i32; 2],
 }
 
 // SAFETY: numbers, whatever their bits.
@@ -84,7 +97,7 @@ fn round_unit(x: &[f32; UNIT], elements: &mut [i16; UNIT]) -> UnitFacts {
     let largest = f32::from_bits(largest);
     if !largest.is_finite() {
         elements.fill(0);
-        return UnitFacts { scale: f32::NAN, sums: [0; 2] };
+        return UnitFacts { scale: f32::NAN, less: f32::NAN, begins: Begins::default() };
     }
     if largest < SMALLEST {
         elements.fill(0);
@@ -95,6 +108,13 @@ fn round_unit(x: &[f32; UNIT], elements: &mut [i16; UNIT]) -> UnitFacts {
         *element = (value * inverse).round_ties_even() as i16;
     }
     let (first, second) = elements.split_at(UNIT / 2);
-    let sums = [first, second].map(|half| half.iter().map(|element| i32::from(*element)).sum());
-    UnitFacts { scale: largest / LARGEST, sums }
+    let sums: [i32; 2] = [first, second].map(|half| half.iter().map(|element| i32::from(*element)).sum());
+    let (scale, sum) = (largest / LARGEST, sums[0] + sums[1]);
+    let begin = |dtype, sum: i32| -offset(dtype) * sum;
+    let begins = Begins {
+        q8_0: begin(StoredDtype::Q8_0, sum),
+        q4_0: begin(StoredDtype::Q4_0, sum),
+        q6_k: sums.map(|half| begin(StoredDtype::Q6K, half)),
+    };
+    UnitFacts { scale, less: -(scale * sum as f32), begins }
 }
