@@ -59,6 +59,10 @@ impl KvCacheManager {
         self.pool.evict(num_blocks)
     }
 
+    pub(crate) fn block_size(&self) -> usize {
+        self.spec.block_size
+    }
+
     pub(crate) fn prefix_totals(&self) -> PrefixTotals {
         self.prefix
     }

@@ -25,7 +25,8 @@
 //! Batch sequences give their blocks, places and tokens to a better class that waits ([`entry`]).
 //!
 //! A sequence that has generated what was granted to it is parked: it keeps its tokens and its age, but neither blocks
-//! nor a place among the running, so it holds up nobody. Its cached prefix makes its return cheap.
+//! nor a place among the running, so it holds up nobody. Its cached prefix makes its return cheap. So does a new one whose
+//! beginning is just being computed for another ([`held`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -49,6 +50,7 @@ use streams::Turn;
 
 mod credit;
 mod entry;
+mod held;
 mod streams;
 
 #[derive(Debug)]
@@ -70,6 +72,8 @@ pub(crate) struct Scheduler {
     /// Each needs a grant.
     parked: BTreeMap<SequenceId, Sequence>,
     waiting: WaitingQueue<Sequence>,
+    /// Each waits for what another is computing.
+    held: Vec<Sequence>,
     cache: KvCacheManager,
 }
 
@@ -78,7 +82,7 @@ impl Scheduler {
         let cache = KvCacheManager::new(config.num_kv_blocks, kv_cache, config.max_num_batched_tokens);
         let (waiting, fairness_bound) = queue(&config, &costs);
         let (now, running, parked) = (Duration::ZERO, Running::default(), BTreeMap::new());
-        let (overrun, steps_of_better, turns, former_batch) = Default::default();
+        let (overrun, steps_of_better, turns, former_batch, held) = Default::default();
         Self {
             config,
             costs,
@@ -91,6 +95,7 @@ impl Scheduler {
             running,
             parked,
             waiting,
+            held,
             cache,
         }
     }
@@ -120,6 +125,7 @@ impl Scheduler {
         let mut batch = std::mem::take(&mut self.former_batch).cleared();
         self.park();
         self.unpark();
+        self.return_held();
         self.running.raise_overdue(now, self.config.class_patience);
         self.leave_a_token(&mut batch);
         let streams = self.schedule_streams();
@@ -192,6 +198,7 @@ impl Scheduler {
     pub(crate) fn extract(&mut self, unwanted: impl Fn(&Sequence) -> bool) -> Vec<Sequence> {
         let mut taken = self.waiting.extract(|sequence| unwanted(sequence));
         taken.extend(take_out(&mut self.parked, |sequence| unwanted(sequence)));
+        taken.extend(self.held.extract_if(.., |sequence| unwanted(sequence)));
         taken.iter().for_each(|sequence| self.waiting.leave(sequence.share));
         let ids: Vec<_> =
             self.running.iter().filter(|sequence| unwanted(sequence)).map(|sequence| sequence.id).collect();
@@ -201,12 +208,13 @@ impl Scheduler {
 
     /// A step would find something to run.
     pub(crate) fn has_work(&self) -> bool {
-        !self.running.is_empty() || !self.waiting.is_empty() || self.parked.values().any(|parked| !parked.is_parked())
+        let wait = || !self.waiting.is_empty() || !self.held.is_empty();
+        !self.running.is_empty() || wait() || self.parked.values().any(|parked| !parked.is_parked())
     }
 
     /// Nothing runs, waits or is parked.
     pub(crate) fn is_empty(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty() && self.parked.is_empty()
+        self.running.is_empty() && self.waiting.is_empty() && self.held.is_empty() && self.parked.is_empty()
     }
 
     pub(crate) fn num_running(&self) -> usize {
@@ -242,8 +250,8 @@ impl Scheduler {
         self.running.check_integrity();
         assert!(self.running.places_taken() <= self.config.max_num_seqs, "more sequences run than may");
         assert!(self.waiting.widest_gap() <= self.fairness_bound, "the shares have drifted too far apart");
-        let parked_hold_none = self.parked.values().all(|sequence| sequence.block_tables.is_empty());
-        assert!(parked_hold_none, "parked sequences hold no blocks");
+        let mut outside = self.parked.values().chain(&self.held);
+        assert!(outside.all(|sequence| sequence.block_tables.is_empty()), "who does not run holds no blocks");
     }
 
     /// Every sequence gets its part of the step, the better classes before batch.

@@ -49,6 +49,9 @@ impl Scheduler {
         while let Some(class) = self.next_class().filter(|&class| class <= worst)
             && self.head().is_some_and(|head| budget.affords(class, head))
         {
+            if self.hold_head(class) {
+                continue;
+            }
             if self.admit_head().is_none() {
                 if !self.makes_way() {
                     break;

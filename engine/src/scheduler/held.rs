@@ -1,0 +1,51 @@
+//! Prompts that begin alike and come together: one computes what they share, the others wait for it beside the queue, where
+//! they hold up nobody. Each would take as long for it as the one that is at it, and take from its part of the steps.
+
+use super::Scheduler;
+use crate::kv_cache_manager::KvCacheManager;
+use crate::policy::Taken;
+use crate::request::Class;
+use crate::running::Running;
+use crate::sequence::Sequence;
+
+impl Scheduler {
+    /// Whoever has nothing to wait for any more queues again, before the younger requests of its share.
+    pub(super) fn return_held(&mut self) {
+        let Self { held, running, cache, .. } = self;
+        let free = held.extract_if(.., |sequence| !is_being_computed(sequence, (running, cache)));
+        free.for_each(|sequence| self.waiting.push(sequence.share, sequence.id, sequence));
+    }
+
+    /// Takes the head of the queue, which would run in `class`, out of it if it is new and somebody computes what it begins
+    /// with. One that was raised or preempted does not wait again.
+    pub(super) fn hold_head(&mut self, class: Class) -> bool {
+        let Self { running, cache, waiting, now, .. } = self;
+        let may_wait = |head: &mut Sequence| !head.has_started() && head.share.class == class;
+        let head = waiting.peek(*now, |sequence| cache.cached_tokens(sequence));
+        if !head.is_some_and(|head| may_wait(head) && is_being_computed(head, (running, cache))) {
+            return false;
+        }
+        self.held.extend(self.waiting.pop(self.now).map(|Taken { item, .. }| item));
+        true
+    }
+}
+
+/// Whether the first block that `sequence` would compute is one that somebody who runs, and is of no worse class, has yet to
+/// compute. Who runs gets on, so nobody waits for ever.
+fn is_being_computed(sequence: &mut Sequence, (running, cache): (&mut Running, &KvCacheManager)) -> bool {
+    if !sequence.may_reuse_prefix() {
+        return false;
+    }
+    let block_size = cache.block_size();
+    let first = cache.cached_tokens(sequence) / block_size;
+    // The block of its last token is its own: that is computed anew whatever is cached.
+    if first >= (sequence.tokens().len() - 1) / block_size {
+        return false;
+    }
+    let (class, hash) = (sequence.share.class, sequence.block_hashes(block_size)[first]);
+    running.iter_mut().any(|other| {
+        other.id.class <= class
+            && other.num_registered_blocks <= first
+            && other.block_hashes(block_size).get(first) == Some(&hash)
+    })
+}
