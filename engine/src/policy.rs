@@ -9,7 +9,8 @@
 //! 4. Among the shares with credit, the request with the longest cached prefix (as in DLPM, arXiv 2501.14312), then the
 //!    share with the most credit, then age. While it waits, no request is passed over more than [`MAX_PASSED_OVER`] times by
 //!    younger ones of its share, whoever among them is new, and whoever was parked and comes again; one that was parked
-//!    itself, and so has run, is counted anew.
+//!    itself, and so has run, is counted anew. One that is set aside, until another has computed what it begins with, does
+//!    not wait here meanwhile, and comes back with its count.
 //!
 //! # How far two shares can drift apart
 //!
@@ -84,9 +85,9 @@ struct Account<T> {
 }
 
 #[derive(Debug)]
-struct Waiting<T> {
+pub(crate) struct Waiting<T> {
     id: SequenceId,
-    item: T,
+    pub(crate) item: T,
     /// How often a younger one went first.
     passed_over: u32,
 }
@@ -150,9 +151,14 @@ impl<T> WaitingQueue<T> {
 
     /// Whoever ran before stands among its share's others by its age, too.
     pub(crate) fn push(&mut self, share: Share, id: SequenceId, item: T) {
+        self.put_back(share, Waiting { id, item, passed_over: 0 });
+    }
+
+    /// Who was set aside waits here again, as long passed over as it was.
+    pub(crate) fn put_back(&mut self, share: Share, aside: Waiting<T>) {
         let waiting = &mut self.account_mut(share).waiting;
-        let younger = waiting.partition_point(|other| other.id < id);
-        waiting.insert(younger, Waiting { id, item, passed_over: 0 });
+        let younger = waiting.partition_point(|other| other.id < aside.id);
+        waiting.insert(younger, aside);
         self.reconsider(share.class);
     }
 
@@ -195,6 +201,16 @@ impl<T> WaitingQueue<T> {
             Place::Waiting(share, id) => self.accounts.get_mut(&share)?.take(id)?,
         };
         Some(Taken { item, class: head.runs_in() })
+    }
+
+    /// Takes what [`WaitingQueue::peek`] has shown, unless it was preempted, to wait elsewhere: nobody has had a turn, and nobody
+    /// was passed over. While it is away its share gets no rounds for it.
+    pub(crate) fn set_aside(&mut self) -> Option<Waiting<T>> {
+        let Place::Waiting(share, id) = self.head?.at else { return None };
+        self.head = None;
+        let waiting = &mut self.accounts.get_mut(&share)?.waiting;
+        let index = waiting.iter().position(|waiting| waiting.id == id)?;
+        waiting.remove(index)
     }
 
     /// Somebody of this class went on before the worse ones that wait.

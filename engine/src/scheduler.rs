@@ -40,7 +40,7 @@ use crate::cost::{CostModel, CostNs};
 use crate::event_stream::EventSender;
 use crate::kv_cache_manager::{KvCacheManager, Prefixes};
 use crate::overrun::Overrun;
-use crate::policy::{WaitingQueue, take_out};
+use crate::policy::{Waiting, WaitingQueue, take_out};
 use crate::request::Class;
 use crate::running::Running;
 use crate::sequence::{Sequence, SequenceId};
@@ -73,7 +73,7 @@ pub(crate) struct Scheduler {
     parked: BTreeMap<SequenceId, Sequence>,
     waiting: WaitingQueue<Sequence>,
     /// Each waits for what another is computing.
-    held: Vec<Sequence>,
+    held: Vec<Waiting<Sequence>>,
     cache: KvCacheManager,
 }
 
@@ -198,7 +198,7 @@ impl Scheduler {
     pub(crate) fn extract(&mut self, unwanted: impl Fn(&Sequence) -> bool) -> Vec<Sequence> {
         let mut taken = self.waiting.extract(|sequence| unwanted(sequence));
         taken.extend(take_out(&mut self.parked, |sequence| unwanted(sequence)));
-        taken.extend(self.held.extract_if(.., |sequence| unwanted(sequence)));
+        taken.extend(self.held.extract_if(.., |aside| unwanted(&aside.item)).map(|aside| aside.item));
         taken.iter().for_each(|sequence| self.waiting.leave(sequence.share));
         let ids: Vec<_> =
             self.running.iter().filter(|sequence| unwanted(sequence)).map(|sequence| sequence.id).collect();
@@ -250,7 +250,7 @@ impl Scheduler {
         self.running.check_integrity();
         assert!(self.running.places_taken() <= self.config.max_num_seqs, "more sequences run than may");
         assert!(self.waiting.widest_gap() <= self.fairness_bound, "the shares have drifted too far apart");
-        let mut outside = self.parked.values().chain(&self.held);
+        let mut outside = self.parked.values().chain(self.held.iter().map(|aside| &aside.item));
         assert!(outside.all(|sequence| sequence.block_tables.is_empty()), "who does not run holds no blocks");
     }
 

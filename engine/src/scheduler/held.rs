@@ -3,7 +3,6 @@
 
 use super::Scheduler;
 use crate::kv_cache_manager::KvCacheManager;
-use crate::policy::Taken;
 use crate::request::Class;
 use crate::running::Running;
 use crate::sequence::Sequence;
@@ -12,8 +11,8 @@ impl Scheduler {
     /// Whoever has nothing to wait for any more queues again, before the younger requests of its share.
     pub(super) fn return_held(&mut self) {
         let Self { held, running, cache, .. } = self;
-        let free = held.extract_if(.., |sequence| !is_being_computed(sequence, (running, cache)));
-        free.for_each(|sequence| self.waiting.push(sequence.share, sequence.id, sequence));
+        let free = held.extract_if(.., |aside| !is_being_computed(&mut aside.item, (running, cache)));
+        free.for_each(|aside| self.waiting.put_back(aside.item.share, aside));
     }
 
     /// Takes the head of the queue, which would run in `class`, out of it if it is new and somebody computes what it begins
@@ -25,13 +24,15 @@ impl Scheduler {
         if !head.is_some_and(|head| may_wait(head) && is_being_computed(head, (running, cache))) {
             return false;
         }
-        self.held.extend(self.waiting.pop(self.now).map(|Taken { item, .. }| item));
-        true
+        let aside = self.waiting.set_aside();
+        let is_held = aside.is_some();
+        self.held.extend(aside);
+        is_held
     }
 }
 
 /// Whether the first block that `sequence` would compute is one that somebody who runs, and is of no worse class, has yet to
-/// compute. Who runs gets on, so nobody waits for ever.
+/// compute. Who runs gets on, so nobody waits for ever; but who must compute anew what is cached may be far behind.
 fn is_being_computed(sequence: &mut Sequence, (running, cache): (&mut Running, &KvCacheManager)) -> bool {
     if !sequence.may_reuse_prefix() {
         return false;
@@ -45,6 +46,7 @@ fn is_being_computed(sequence: &mut Sequence, (running, cache): (&mut Running, &
     let (class, hash) = (sequence.share.class, sequence.block_hashes(block_size)[first]);
     running.iter_mut().any(|other| {
         other.id.class <= class
+            && other.may_reuse_prefix()
             && other.num_registered_blocks <= first
             && other.block_hashes(block_size).get(first) == Some(&hash)
     })

@@ -126,7 +126,7 @@ fn prompts_that_begin_alike_and_come_together_compute_what_they_share_once() {
 
 #[test]
 fn who_waits_for_what_another_computes_goes_on_when_that_one_leaves() {
-    let mut bench = Bench::new(config());
+    let mut bench = Bench::new(EngineConfig { num_kv_blocks: 40, ..config() });
     let shared: Vec<_> = (0..20).collect();
     for arrival in 0..2 {
         bench.add_request(request(arrival, &[&shared[..], &[1000 + arrival as u32]].concat()));
@@ -142,6 +142,21 @@ fn who_waits_for_what_another_computes_goes_on_when_that_one_leaves() {
     // It waits beside the queue, and can be taken out there.
     assert_eq!(bench.scheduler.extract(|sequence| sequence.id == id(3)).len(), 1);
     assert_eq!(bench.step(), [(1, 1), (2, 4)]);
+}
+
+#[test]
+fn nobody_waits_for_one_that_computes_anew_what_is_cached() {
+    let mut bench = Bench::new(EngineConfig { num_kv_blocks: 40, ..config() });
+    let prompt: Vec<_> = (0..14).collect();
+    bench.add_request(request(0, &prompt));
+    bench.step();
+    bench.remove(0);
+    let longer = [&prompt[..], &[1; 9]].concat();
+    let sampling = SamplingParams { prompt_logprobs: Some(1), ..SamplingParams::default() };
+    bench.add_request(crate::Request { sampling, ..request(1, &longer) });
+    bench.add_request(request(2, &longer));
+    let stepped = bench.step();
+    assert!(stepped.iter().any(|&(arrival, _)| arrival == 2), "{stepped:?}");
 }
 
 #[test]
