@@ -25,8 +25,8 @@
 //! Batch sequences give their blocks, places and tokens to a better class that waits ([`entry`]).
 //!
 //! A sequence that has generated what was granted to it is parked: it keeps its tokens and its age, but neither blocks
-//! nor a place among the running, so it holds up nobody. Its cached prefix makes its return cheap. So does a new one whose
-//! beginning is just being computed for another ([`held`]).
+//! nor a place among the running, so it holds up nobody. Its cached prefix makes its return cheap. A new one
+//! whose beginning is just being computed for another waits for that beside the queue ([`held`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
