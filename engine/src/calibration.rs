@@ -25,6 +25,8 @@ const MOST_RUNS: usize = 16;
 const LONG: Duration = Duration::from_millis(300);
 /// Before the first request, a kind that has taken this long is not run again.
 const ENOUGH: Duration = Duration::from_millis(30);
+/// Then the chunk, the longest step of all, takes less than this.
+const LONG_AT_START: Duration = Duration::from_millis(100);
 const CHUNK_TOKENS: usize = 64;
 const BATCH_SEQUENCES: usize = 8;
 const CONTEXT_TOKENS: usize = 513;
@@ -86,7 +88,7 @@ impl Calibration {
         // Blocks that nothing was written to stand in no memory yet, and would be read in no time.
         probe.runner.clear_blocks(&blocks)?;
         calibration.batch.look_at_start(&mut probe)?;
-        calibration.fit_chunk();
+        calibration.fit_chunk(LONG_AT_START);
         calibration.chunk.look_at_start(&mut probe)?;
         calibration.context.look_at_start(&mut probe)?;
         if calibration.context.runs == 1 {
@@ -161,18 +163,18 @@ impl Calibration {
 
     /// One more step of the kind that was run least. Errors as [`Calibration::begin`].
     pub(crate) fn look_again(&mut self, probe: &mut Probe<'_>) -> Result<(), RequestError> {
-        self.fit_chunk();
+        self.fit_chunk(LONG);
         let Self { one_token, chunk, batch, context, .. } = self;
         let unfinished = [one_token, chunk, batch, context].into_iter().filter(|kind| !kind.is_done());
         unfinished.min_by_key(|kind| kind.runs).map_or(Ok(()), |kind| kind.look(probe))
     }
 
-    /// As many tokens as surely take less than [`LONG`], if at the slowest each takes as long as one of a batch: fewer would
+    /// As many tokens as surely take less than `longest`, if at the slowest each takes as long as one of a batch: fewer would
     /// take hardly longer than one alone, for which all weights are read too, and seem to cost nothing. Where the first steps
     /// were held up, that is known only when others were not.
-    fn fit_chunk(&mut self) {
+    fn fit_chunk(&mut self, longest: Duration) {
         let of_batch = self.batch.fastest / self.batch.shape.sequences.max(1) as u32;
-        let in_time = LONG.as_nanos() / self.one_token.fastest.min(of_batch).as_nanos().max(1);
+        let in_time = longest.as_nanos() / self.one_token.fastest.min(of_batch).as_nanos().max(1);
         let tokens = (in_time.min(CHUNK_TOKENS as u128) as usize).max(2).min(self.longest_chunk);
         if tokens > self.chunk.shape.num_tokens {
             self.chunk = StepKind::nothing_of(1, 0, tokens);

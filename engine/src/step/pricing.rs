@@ -176,9 +176,9 @@ mod tests {
     fn each_kind_of_step_runs_once_before_the_first_request_of_a_model_that_takes_its_time() {
         let clock = Arc::new(BusyClock::default());
         let (mut step_loop, _handle) = measured_on(&clock);
-        // The first and five others, one of which has 48 tokens: as many as take 300 ms at the pace of a batch of eight.
-        assert_eq!(clock.now(), 6 * STEP + 47 * FURTHER_TOKEN);
-        assert_eq!(rest(&mut step_loop), 8, "and twice more when there is time");
+        // The first and five others, one of which has 16 tokens: as many as take 100 ms at the pace of a batch of eight.
+        assert_eq!(clock.now(), 6 * STEP + 15 * FURTHER_TOKEN);
+        assert_eq!(rest(&mut step_loop), 9, "and twice more when there is time, or three times one of more tokens");
         let after = clock.now();
         step_loop.refine_costs();
         assert_eq!(clock.now(), after, "then never again");
@@ -234,8 +234,9 @@ mod tests {
         let [right, wrong] = bounds();
         assert!(wrong > 5 * right, "{wrong:?} {right:?}");
         busy.is_busy.store(false, Ordering::Relaxed);
-        rest(&mut wrong_prices);
-        assert_eq!(bounds(), [right, right]);
+        [&mut true_prices, &mut wrong_prices].map(rest);
+        let [right, mended] = bounds();
+        assert_eq!(mended, right);
     }
 
     #[test]
@@ -255,10 +256,11 @@ mod tests {
         assert_eq!(clock.now(), before, "another engine computes");
         drop(of_another);
         step_loop.refine_costs();
-        assert_eq!(clock.now(), before + STEP);
+        let after = clock.now();
+        assert_eq!(after, before + STEP + 47 * FURTHER_TOKEN, "as many tokens as take 300 ms");
         handle.drain();
         step_loop.refine_costs();
-        assert_eq!(clock.now(), before + STEP, "nobody will ask any more");
+        assert_eq!(clock.now(), after, "nobody will ask any more");
     }
 
     #[test]

@@ -87,8 +87,8 @@ const fn panels_together<F: Format, I: Instructions>(num_rows: usize) -> usize {
 /// How the quants of a dtype come out of their vectors.
 ///
 /// A unit has [`Format::DOTS`] groups of inputs with a scale of their own. A group takes [`Format::STEPS`] steps, each of
-/// which gives the inputs `2 (j + n STEPS)` and one more of the group, for all `n` below [`Format::WIDTH`]. What is left of
-/// the group comes last, together.
+/// which gives [`Format::WIDTH`] pairs of inputs: those of four `j`, then those of four `j + STEPS`. What is left of the group
+/// comes last, together.
 trait Format: Sync {
     const DTYPE: StoredDtype;
     const LAYOUT: Layout = Layout::of(Self::DTYPE);
@@ -241,7 +241,7 @@ impl Format for Q6K {
     }
 }
 
-/// Four 4-bit quants from each lane, lowest first.
+/// Four 4-bit quants from each lane: those of one half of the unit, then those of the other.
 ///
 /// # Safety
 /// As [`Format::step`].
@@ -250,7 +250,7 @@ unsafe fn nibbles<P: Pairs>(unit: *const u8, j: usize) -> [P; 4] {
     // SAFETY: a unit has 4 steps.
     unsafe {
         let all = P::load(unit.add(j * STEP));
-        [all.and(0xf), all.shift_right(4).and(0xf), all.shift_right(8).and(0xf), all.shift_right(12)]
+        [all.and(0xf), all.shift_right(8).and(0xf), all.shift_right(4).and(0xf), all.shift_right(12)]
     }
 }
 
@@ -362,7 +362,7 @@ impl<F: Format, const ROWS: usize, const PANELS: usize> Tile<'_, F, ROWS, PANELS
                     let weights: [L::Pairs; 4] = F::step(quants, dot, j);
                     for (n, weight) in weights.into_iter().enumerate().take(F::WIDTH) {
                         for (row, sums) in sums.iter_mut().enumerate() {
-                            let pair = group.add(row * x.width + 2 * (j + n * F::STEPS));
+                            let pair = group.add(row * x.width + 4 * (j + n / 2 * F::STEPS) + 2 * (n % 2));
                             sums[panel] = weight.dot(<L::Pairs as Pairs>::splat_pair(pair), sums[panel]);
                         }
                     }

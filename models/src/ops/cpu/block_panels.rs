@@ -6,17 +6,22 @@
 //! matrix [n, k]   ->  panels [n / 16][k / block][block of 16 rows]
 //! block of 16 rows =  d of each row | for q4_k dmin of each row            f16
 //!                     for q4_k and q6_k: of each unit both scales          a byte for each row, unpacked
-//!                     units of 32 inputs, each of vectors of 32 bytes
-//! vector           =  16 lanes of 16 bits: rows 0 to 7 or 8 to 15, and of each an even and an odd input
-//!                     a lane holds two 8-bit or four 4-bit quants of inputs that are 16 or 8 apart
-//! lane of q6_k     =  of 8 inputs with one scale, numbered by pairs, three lanes hold
-//!                     input 6 bits 0-3 | input 3 | input 0
-//!                     input 7 bits 0-3 | input 4 | input 1
-//!                     bits 4-5 of input 7 and of input 6 | input 5 | input 2
+//!                     units of 32 inputs, each of steps of 64 bytes
+//! step             =  32 lanes of 16 bits: of each row an even and an odd input
+//! four             =  inputs i, i + 1, i + 8 and i + 9 of one half of a unit
+//! lanes of q8_0    =  of a four:                        i + 8 | i
+//! lanes of q4      =  of fours in both halves:          16 + i + 8 | i + 8 | 16 + i | i
+//! lanes of q6_k    =  of a half, three steps:           bits 0-3 of 6  | i + 8 = 8  | i = 0
+//!                                                       bits 0-3 of 14 | 10         | 2
+//!                                               bits 4-5 of 14 and 6   | 12         | 4
 //! ```
 //!
-//! So one load brings inputs for eight outputs, or for sixteen where a register is as wide as two vectors; each output keeps
-//! its own running sum, and no sum is taken across lanes. Padding is zeros.
+//! So one load brings inputs for eight outputs, or for sixteen where a register is as wide as a step; each output keeps its own
+//! running sum, and no sum is taken across lanes. What lies in one lane are neighbours in memory among the activations.
+//! Padding is zeros.
+
+use std::borrow::Cow;
+use std::ops::Range;
 
 use super::buffer::PageBuffer;
 use super::launch::Output;
@@ -26,10 +31,8 @@ use crate::ops::Compute;
 use crate::ops::blocks::{self, Head, UNIT};
 use crate::{ModelError, StoredDtype};
 
-/// Bytes of a vector.
-const VECTOR: usize = 32;
-/// Bytes of the two vectors that a product takes together.
-pub(super) const STEP: usize = 2 * VECTOR;
+/// Bytes of the vectors that a product takes together.
+pub(super) const STEP: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct BlockPanels {
@@ -87,21 +90,11 @@ impl BlockPanels {
         rows.for_each_panel(compute, PANEL, &|index| {
             // SAFETY: each task takes its own panel, and the buffer outlives the run.
             let panel: &mut [u8] = unsafe { output.part(index * panel_bytes, panel_bytes) };
-            let mut row = vec![0; rows.width / dtype.block_len() * dtype.block_bytes()];
-            let mut values = Vec::new();
-            for lane in 0..PANEL.min(rows.num_rows - index * PANEL) {
-                let (stored, bytes) = rows.row(index * PANEL + lane);
-                if stored == dtype {
-                    row.copy_from_slice(bytes);
-                } else {
-                    values.resize(rows.width, 0.0);
-                    blocks::decode(stored, bytes, &mut values);
-                    blocks::encode(dtype, &values, &mut row);
-                }
-                let places = panel.chunks_exact_mut(layout.block_bytes());
-                for (place, block) in places.zip(row.chunks_exact(dtype.block_bytes())) {
-                    put_block(dtype, place, lane, block);
-                }
+            let lanes = 0..PANEL.min(rows.num_rows - index * PANEL);
+            let encoded: Vec<_> = lanes.map(|lane| encoded(dtype, rows.row(index * PANEL + lane))).collect();
+            for (at, place) in panel.chunks_exact_mut(layout.block_bytes()).enumerate() {
+                let blocks = encoded.iter().map(|row| &row[at * dtype.block_bytes()..][..dtype.block_bytes()]);
+                put_blocks(dtype, place, blocks);
             }
         });
         Ok(Self { dtype, out_features: rows.num_rows, in_features: rows.width, data })
@@ -130,8 +123,7 @@ impl BlockPanels {
             let head = take_head(&layout, block, row % PANEL);
             for (unit, values) in values.as_chunks_mut::<UNIT>().0.iter_mut().enumerate() {
                 let quants = &block[layout.unit(unit)..][..layout.unit_bytes];
-                let quants = std::array::from_fn(|k| take_quant(self.dtype, quants, row % PANEL, k));
-                *values = head.scales(self.dtype, unit).apply(&quants);
+                *values = head.scales(self.dtype, unit).apply(&take_quants(self.dtype, quants, row % PANEL));
             }
         }
     }
@@ -147,21 +139,41 @@ pub(super) const fn offset(dtype: StoredDtype) -> i32 {
     }
 }
 
-fn put_block(dtype: StoredDtype, place: &mut [u8], lane: usize, block: &[u8]) {
+/// A row as blocks of `dtype`, as which it is stored or else rounded.
+fn encoded(dtype: StoredDtype, (stored, bytes): (StoredDtype, &[u8])) -> Cow<'_, [u8]> {
+    if stored == dtype {
+        return bytes.into();
+    }
+    let mut values = vec![0.0; stored.elements_in(bytes.len())];
+    blocks::decode(stored, bytes, &mut values);
+    let mut row = vec![0; values.len() / dtype.block_len() * dtype.block_bytes()];
+    blocks::encode(dtype, &values, &mut row);
+    row.into()
+}
+
+/// The blocks of up to 16 rows; all that is not theirs is zeros.
+fn put_blocks<'a>(dtype: StoredDtype, place: &mut [u8], blocks: impl Iterator<Item = &'a [u8]> + Clone) {
     let layout = Layout::of(dtype);
-    let head = Head::read(dtype, block);
-    for (index, float) in head.floats.iter().enumerate().take(layout.num_floats) {
-        place[(index * PANEL + lane) * size_of::<u16>()..][..size_of::<u16>()].copy_from_slice(&float.to_le_bytes());
+    for (lane, block) in blocks.clone().enumerate() {
+        let head = Head::read(dtype, block);
+        for (index, float) in head.floats.iter().enumerate().take(layout.num_floats) {
+            place[(index * PANEL + lane) * size_of::<u16>()..][..size_of::<u16>()]
+                .copy_from_slice(&float.to_le_bytes());
+        }
+        for (unit, bytes) in head.bytes.iter().enumerate().take(layout.num_units) {
+            for (index, scale) in bytes.iter().enumerate().take(layout.num_scales) {
+                place[layout.scales(unit) + index * PANEL + lane] = *scale;
+            }
+        }
     }
     for unit in 0..layout.num_units {
-        for (index, scale) in head.bytes[unit].iter().enumerate().take(layout.num_scales) {
-            place[layout.scales(unit) + index * PANEL + lane] = *scale;
+        let mut quants = [[0; PANEL]; UNIT];
+        for (lane, block) in blocks.clone().enumerate() {
+            for (inputs, quant) in quants.iter_mut().zip(blocks::quants(dtype, block, unit)) {
+                inputs[lane] = quant.wrapping_add(offset(dtype) as i8).cast_unsigned();
+            }
         }
-        let quants = blocks::quants(dtype, block, unit);
-        let unit = &mut place[layout.unit(unit)..][..layout.unit_bytes];
-        for (k, quant) in quants.into_iter().enumerate() {
-            put_quant(dtype, unit, lane, (k, quant));
-        }
+        put_quants(dtype, &quants, &mut place[layout.unit(unit)..][..layout.unit_bytes]);
     }
 }
 
@@ -179,52 +191,79 @@ fn take_head(layout: &Layout, block: &[u8], lane: usize) -> Head {
     head
 }
 
-/// Where the lane of row `lane` and input `k` begins in the unit's vectors number `step` of both halves.
-fn lane_at(step: usize, lane: usize, k: usize) -> usize {
-    const ROWS_OF_VECTOR: usize = PANEL / 2;
-    step * STEP + lane / ROWS_OF_VECTOR * VECTOR + (lane % ROWS_OF_VECTOR * 2 + k % 2) * size_of::<u16>()
-}
-
-/// Where some bits of a quant lie: in the lane at `at`, from bit `shift` on, `count` bits of it from bit `from` on.
+/// Some bits of the quants of a pair of inputs: `count` of them from bit `from` on, which lie from bit `shift` of a lane on.
+#[derive(Clone, Copy)]
 struct Bits {
-    at: usize,
+    pair: usize,
     shift: usize,
     from: usize,
     count: usize,
 }
 
-/// Where the quant of row `lane` and input `k` lies in its unit. The second is of no bits but for some of q6_k.
-fn bits_of(dtype: StoredDtype, lane: usize, k: usize) -> [Bits; 2] {
-    let whole = |step, shift, count| [(step, shift, 0, count), (step, 0, 0, 0)];
-    let pair = k / 2;
+/// What the lanes of a unit's step hold, of the even input of each pair in one lane and of the odd one in the next.
+fn parts_of(dtype: StoredDtype, step: usize) -> impl Iterator<Item = Bits> {
+    let whole = |pair, shift, count| Some(Bits { pair, shift, from: 0, count });
     let parts = match dtype {
-        StoredDtype::Q8_0 => whole(pair % 8, 8 * (pair / 8), 8),
-        StoredDtype::Q6K => {
-            let (group, pair) = (3 * (pair / 8), pair % 8);
-            match pair {
-                6 | 7 => [(group + pair - 6, 12, 0, 4), (group + 2, 12 + 2 * (pair - 6), 4, 2)],
-                _ => whole(group + pair % 3, 6 * (pair / 3), 6),
-            }
+        StoredDtype::Q8_0 => {
+            let pairs = pairs_of(step);
+            [whole(pairs[0], 0, 8), whole(pairs[1], 8, 8), None, None]
         }
-        _ => whole(pair % 4, 4 * (pair / 4), 4),
+        StoredDtype::Q6K => {
+            let (half, place) = (step / 3, step % 3);
+            let pairs = pairs_of(4 * half + place);
+            let last = pairs_of(4 * half + 3);
+            let high = |index: usize| Some(Bits { pair: last[index], shift: 12 + 2 * index, from: 4, count: 2 });
+            let rest = if place < 2 { [whole(last[place], 12, 4), None] } else { [high(0), high(1)] };
+            [whole(pairs[0], 0, 6), whole(pairs[1], 6, 6), rest[0], rest[1]]
+        }
+        _ => {
+            let (pairs, others) = (pairs_of(step), pairs_of(step + 4));
+            [whole(pairs[0], 0, 4), whole(others[0], 4, 4), whole(pairs[1], 8, 4), whole(others[1], 12, 4)]
+        }
     };
-    parts.map(|(step, shift, from, count)| Bits { at: lane_at(step, lane, k), shift, from, count })
+    parts.into_iter().flatten()
 }
 
-fn put_quant(dtype: StoredDtype, unit: &mut [u8], lane: usize, (k, quant): (usize, i8)) {
-    let quant = (i32::from(quant) + offset(dtype)) as u16;
-    for Bits { at, shift, from, count } in bits_of(dtype, lane, k) {
-        let bits = (quant >> from & ((1 << count) - 1)) << shift;
-        for (place, byte) in unit[at..].iter_mut().zip(bits.to_le_bytes()) {
-            *place |= byte;
+/// The two pairs of inputs of one of the eight fours of a unit, which products take together: both lie in one half of it.
+pub(super) const fn pairs_of(four: usize) -> [usize; 2] {
+    let first = four / 4 * 8 + four % 4;
+    [first, first + 4]
+}
+
+/// Where a step holds the lane of one of its 16 rows and of the even or odd inputs.
+fn lane_at(row: usize, parity: usize) -> Range<usize> {
+    let start = (2 * row + parity) * size_of::<u16>();
+    start..start + size_of::<u16>()
+}
+
+/// A unit's quants, not negative, by input and row.
+fn put_quants(dtype: StoredDtype, quants: &[[u8; PANEL]; UNIT], unit: &mut [u8]) {
+    for (step, vectors) in unit.as_chunks_mut::<STEP>().0.iter_mut().enumerate() {
+        for parity in 0..2 {
+            let mut lanes = [0; PANEL];
+            for Bits { pair, shift, from, count } in parts_of(dtype, step) {
+                for (lane, quant) in lanes.iter_mut().zip(&quants[2 * pair + parity]) {
+                    *lane |= (u16::from(*quant) >> from & ((1 << count) - 1)) << shift;
+                }
+            }
+            for (row, lane) in lanes.into_iter().enumerate() {
+                vectors[lane_at(row, parity)].copy_from_slice(&lane.to_le_bytes());
+            }
         }
     }
 }
 
-fn take_quant(dtype: StoredDtype, unit: &[u8], lane: usize, k: usize) -> i8 {
-    let bits = bits_of(dtype, lane, k).map(|Bits { at, shift, from, count }| {
-        let lane = u16::from_le_bytes([unit[at], unit[at + 1]]);
-        (lane >> shift & ((1 << count) - 1)) << from
-    });
-    (i32::from(bits[0] | bits[1]) - offset(dtype)) as i8
+/// The quants of one row of a unit.
+fn take_quants(dtype: StoredDtype, unit: &[u8], row: usize) -> [i8; UNIT] {
+    let mut quants = [0; UNIT];
+    for (step, vectors) in unit.as_chunks::<STEP>().0.iter().enumerate() {
+        for parity in 0..2 {
+            let bytes = &vectors[lane_at(row, parity)];
+            let lane = u16::from_le_bytes([bytes[0], bytes[1]]);
+            for Bits { pair, shift, from, count } in parts_of(dtype, step) {
+                quants[2 * pair + parity] |= (lane >> shift & ((1 << count) - 1)) << from;
+            }
+        }
+    }
+    quants.map(|quant| (i32::from(quant) - offset(dtype)) as i8)
 }

@@ -87,12 +87,12 @@ impl Panels {
     /// `dtype` is f32, f16 or bf16.
     pub(super) fn pack(compute: &Compute, dtype: StoredDtype, rows: &StackedRows<'_>) -> Result<Self, ModelError> {
         let data = match dtype {
-            StoredDtype::F32 => PanelData::F32(pack(compute, rows)?),
-            StoredDtype::F16 => PanelData::F16(pack(compute, rows)?),
+            StoredDtype::F32 => PanelData::F32(pack(compute, dtype, rows)?),
+            StoredDtype::F16 => PanelData::F16(pack(compute, dtype, rows)?),
             StoredDtype::Bf16 if compute.factors() == Float::Bf16 && rows.width.is_multiple_of(Bf16Pair::LEN) => {
-                PanelData::Bf16Pairs(pack(compute, rows)?)
+                PanelData::Bf16Pairs(pack(compute, dtype, rows)?)
             }
-            _ => PanelData::Bf16(pack(compute, rows)?),
+            _ => PanelData::Bf16(pack(compute, dtype, rows)?),
         };
         Ok(Self { out_features: rows.num_rows, data })
     }
@@ -120,7 +120,8 @@ impl Panels {
     }
 }
 
-fn pack<C: Cell>(compute: &Compute, rows: &StackedRows<'_>) -> Result<PageBuffer<C>, ModelError> {
+/// Cells of `dtype`.
+fn pack<C: Cell>(compute: &Compute, dtype: StoredDtype, rows: &StackedRows<'_>) -> Result<PageBuffer<C>, ModelError> {
     let (n, k) = (rows.num_rows, rows.width);
     let mut buffer = PageBuffer::zeroed(Panels::len_of(n, k) / C::LEN, compute.host().memory)?;
     let output = Output::new(buffer.as_mut_slice());
@@ -130,48 +131,60 @@ fn pack<C: Cell>(compute: &Compute, rows: &StackedRows<'_>) -> Result<PageBuffer
         let panel_data: &mut [C] = unsafe { output.part(panel * cells, cells) };
         let lanes = 0..PANEL.min(n - panel * PANEL);
         let rows: Vec<_> = lanes.map(|lane| rows.row(panel * PANEL + lane)).collect();
-        let mut values = Vec::new();
-        for (lane, &(dtype, row)) in rows.iter().enumerate().filter(|(_, (dtype, _))| dtype.is_quantised()) {
-            values.resize(k, 0.0);
-            blocks::decode(dtype, row, &mut values);
-            let column = C::column_mut(panel_data, lane);
-            column.zip(&values).for_each(|(to, value)| *to = C::Element::from_f32(*value));
-        }
-        for (stripe, cells) in panel_data.chunks_mut(PANEL * STRIPE / C::LEN).enumerate() {
-            for (lane, &(dtype, row)) in rows.iter().enumerate() {
-                pack_stripe((cells, lane), dtype, (row, stripe));
-            }
+        match words_of(dtype, &rows) {
+            Some(rows) => transpose(panel_data, &rows),
+            None => convert(panel_data, &rows),
         }
     });
     Ok(buffer)
 }
 
-/// Elements of each row that are copied before any row goes on: their cells stay in the nearest cache until all rows have
-/// filled them, while those of a whole panel would not.
-const STRIPE: usize = 64;
+/// What is copied of each row at a time.
+type Word = [u8; size_of::<u64>()];
 
-/// The elements of one stripe of one row of floats.
-fn pack_stripe<C: Cell>((cells, lane): (&mut [C], usize), dtype: StoredDtype, (row, stripe): (&[u8], usize)) {
-    let from_f32 = <C::Element as Element>::from_f32;
-    let (start, len) = (stripe * STRIPE, cells.len() / PANEL * C::LEN);
-    let row = |bytes: usize| &row[start * bytes..(start + len) * bytes];
-    let column = C::column_mut(cells, lane);
-    match dtype {
-        StoredDtype::F32 => copy_row(column, row(4), |b: [u8; 4]| from_f32(f32::from_le_bytes(b))),
-        StoredDtype::F16 => copy_row(column, row(2), |b: [u8; 2]| from_f32(f16::from_le_bytes(b).to_f32())),
-        StoredDtype::Bf16 => copy_row(column, row(2), |b: [u8; 2]| from_f32(bf16::from_le_bytes(b).to_f32())),
-        // Decoded as whole rows.
-        _ => {}
+/// The rows of a panel, where none is missing and all are of `dtype`.
+fn words_of<'a>(dtype: StoredDtype, rows: &[(StoredDtype, &'a [u8])]) -> Option<[&'a [Word]; PANEL]> {
+    let words = |&(stored, row): &(StoredDtype, &'a [u8])| {
+        let (words, rest) = row.as_chunks();
+        (stored == dtype && rest.is_empty()).then_some(words)
+    };
+    rows.iter().map(words).collect::<Option<Vec<_>>>()?.try_into().ok()
+}
+
+/// Copies rows bit for bit.
+fn transpose<C: Cell>(panel: &mut [C], rows: &[&[Word]; PANEL]) {
+    let cells_of_word = size_of::<Word>() / size_of::<C>();
+    for (index, cells) in panel.chunks_exact_mut(PANEL * cells_of_word).enumerate() {
+        // Loops, as `array::map` may be a function that is called for each word.
+        let mut words = [0; PANEL];
+        words.iter_mut().zip(rows).for_each(|(word, row)| *word = u64::from_le_bytes(row[index]));
+        for (place, cells) in cells.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+            let shift = place * size_of::<C>() * u8::BITS as usize;
+            cells.iter_mut().zip(words).for_each(|(cell, word)| *cell = first_of(word >> shift));
+        }
     }
 }
 
-/// Widening to f32 and rounding back is exact, so a row of the buffer's own dtype is copied bit for bit.
-fn copy_row<'a, E: 'a, const N: usize>(
-    column: impl Iterator<Item = &'a mut E>,
-    row: &[u8],
-    convert: impl Fn([u8; N]) -> E,
-) {
-    for (to, from) in column.zip(row.as_chunks::<N>().0) {
-        *to = convert(*from);
+/// The cell in the lowest bytes of `word`.
+fn first_of<C: Cell>(word: u64) -> C {
+    const { assert!(size_of::<C>() <= size_of::<u64>()) };
+    // SAFETY: no more than the word is read, and every bit pattern is a cell.
+    unsafe { std::mem::transmute_copy(&word.to_le()) }
+}
+
+/// Elements of each row that are converted before any row goes on, whole blocks of every dtype: their cells stay in the
+/// nearest cache until all rows have filled them, while those of a whole panel would not.
+const STRIPE: usize = 256;
+
+/// Rounds rows of any dtypes.
+fn convert<C: Cell>(panel: &mut [C], rows: &[(StoredDtype, &[u8])]) {
+    let mut values = [0.0; STRIPE];
+    for (stripe, cells) in panel.chunks_mut(PANEL * STRIPE / C::LEN).enumerate() {
+        let values = &mut values[..cells.len() / PANEL * C::LEN];
+        for (lane, &(dtype, row)) in rows.iter().enumerate() {
+            let bytes = |elements: usize| elements / dtype.block_len() * dtype.block_bytes();
+            blocks::decode(dtype, &row[bytes(stripe * STRIPE)..][..bytes(values.len())], values);
+            C::column_mut(cells, lane).zip(&*values).for_each(|(to, value)| *to = C::Element::from_f32(*value));
+        }
     }
 }
