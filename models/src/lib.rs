@@ -38,8 +38,8 @@ pub use kv_cache_spec::{KvCacheSpec, KvGroup, KvReach};
 pub use kv_format::KvFormat;
 pub use layers::{Decoder, LayerObserver, TextEncoder};
 pub use load::{
-    KvDtype, LoadOptions, LoadProgress, LoadWatch, LoadedModel, ModelDescription, WeightDtype, describe, load,
-    load_decoder, unwatched,
+    ActivationDtype, KvDtype, LoadOptions, LoadProgress, LoadWatch, LoadedModel, ModelDescription, WeightDtype,
+    describe, load, load_decoder, unwatched,
 };
 pub use load_encoder::{
     CheckpointKind, EmbeddingDescription, EncoderDescription, EncoderOutput, LoadedEncoder, ScoresDescription,

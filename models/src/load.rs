@@ -16,6 +16,7 @@ use crate::{Activations, CausalLm, KvCacheSpec, KvFormat, KvGroup, KvReach, Mode
 pub struct LoadOptions {
     pub dtype: WeightDtype,
     pub kv_dtype: KvDtype,
+    pub activation_dtype: ActivationDtype,
     /// The longest sequence to admit; at most what the checkpoint allows, which is the default.
     pub max_model_len: Option<usize>,
     /// Tokens per block of the KV cache.
@@ -45,6 +46,16 @@ pub enum KvDtype {
     F32,
     Bf16,
     /// On a CPU.
+    Int8,
+}
+
+/// What activations are rounded to where they meet quantised weights on a CPU, with a scale for every 32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ActivationDtype {
+    /// As good as exact.
+    #[default]
+    Int16,
+    /// Half the products, and an error of about half a per cent.
     Int8,
 }
 
@@ -101,7 +112,13 @@ pub struct ModelDescription {
 impl Default for LoadOptions {
     fn default() -> Self {
         const BLOCK_SIZE: usize = 16;
-        Self { dtype: WeightDtype::Auto, kv_dtype: KvDtype::Auto, max_model_len: None, block_size: BLOCK_SIZE }
+        Self {
+            dtype: WeightDtype::Auto,
+            kv_dtype: KvDtype::Auto,
+            activation_dtype: ActivationDtype::default(),
+            max_model_len: None,
+            block_size: BLOCK_SIZE,
+        }
     }
 }
 
@@ -136,7 +153,8 @@ pub fn load_decoder(
     kv_cache_spec.format.check_on(compute.device().location())?;
     let (names, spec) = (&outline.names, DecoderSpec { max_position, ..outline.spec });
     description.max_position = max_position;
-    let compute = &compute.for_kv_of(kv_cache_spec.format).for_model()?;
+    let compute = compute.for_kv_of(kv_cache_spec.format).with_activations_in(options.activation_dtype)?;
+    let compute = &compute.for_model()?;
     let mut loader = WeightLoader::new(files, index, (compute, options.dtype), progress)
         .with_optional_prefix(names.base_prefix, names.embedding);
     let decoder = Decoder::load(&mut loader, names, &spec, kv_cache_spec)?;

@@ -94,7 +94,7 @@ pub fn load_text_encoder(
     options: &LoadOptions,
     progress: LoadWatch<'_>,
 ) -> Result<(TextEncoder, EncoderDescription), ModelError> {
-    let compute = &compute.for_model()?;
+    let compute = &compute.with_activations_in(options.activation_dtype)?.for_model()?;
     let _here = compute.enter();
     let mut checkpoint = EncoderCheckpoint::open(files)?;
     checkpoint.spec.max_position = checkpoint.admitted_len(options.max_model_len)?;

@@ -234,7 +234,7 @@ mod tests {
         let [right, wrong] = bounds();
         assert!(wrong > 5 * right, "{wrong:?} {right:?}");
         busy.is_busy.store(false, Ordering::Relaxed);
-        [&mut true_prices, &mut wrong_prices].map(rest);
+        [&mut true_prices, &mut wrong_prices].into_iter().for_each(|step_loop| _ = rest(step_loop));
         let [right, mended] = bounds();
         assert_eq!(mended, right);
     }

@@ -8,7 +8,7 @@ use super::cpu::workspace::Workspace;
 use super::cuda::gpu::{Gpu, NoGpu};
 use super::op_times::OpTimer;
 use super::{ComputePool, Float, HostError, HostPlacement, OnProcessors, Op, OpTimes};
-use crate::{KvFormat, ModelError, Pulse};
+use crate::{ActivationDtype, KvFormat, ModelError, Pulse};
 
 /// Where and how the ops run: a device, the bodies chosen for it, and the threads they share.
 ///
@@ -23,6 +23,7 @@ pub struct Compute {
     times: Option<Arc<OpTimes>>,
     /// What products round activations to that meet bf16 weights.
     factors: Float,
+    activation_dtype: ActivationDtype,
     #[cfg(feature = "cuda")]
     gpu: Option<Arc<Gpu>>,
 }
@@ -145,6 +146,7 @@ impl Compute {
             host: HostPlacement::default(),
             times: None,
             factors: Float::F32,
+            activation_dtype: ActivationDtype::Int16,
             gpu: Some(Arc::new(gpu)),
         })
     }
@@ -179,6 +181,7 @@ impl Compute {
             host,
             times: None,
             factors: Float::F32,
+            activation_dtype: ActivationDtype::Int16,
             #[cfg(feature = "cuda")]
             gpu: None,
         }
@@ -204,6 +207,15 @@ impl Compute {
             KvFormat::Bf16 | KvFormat::Int8 => self.factors,
         };
         Self { factors, ..self.clone() }
+    }
+
+    /// The same, rounding activations to `dtype` where they meet quantised weights. Errors on a GPU, where no body does.
+    pub fn with_activations_in(&self, dtype: ActivationDtype) -> Result<Self, ModelError> {
+        if dtype == ActivationDtype::Int8 && !self.is_host() {
+            let problem = "activations in int8 are for models on a CPU; on a GPU leave --activation-dtype out";
+            return Err(ModelError::Input(problem.into()));
+        }
+        Ok(Self { activation_dtype: dtype, ..self.clone() })
     }
 
     pub fn device(&self) -> &Device {
@@ -251,6 +263,11 @@ impl Compute {
     /// What activations are rounded to where they meet bf16 weights.
     pub(crate) fn factors(&self) -> Float {
         self.factors
+    }
+
+    /// What activations are rounded to where they meet quantised weights.
+    pub(crate) fn activation_dtype(&self) -> ActivationDtype {
+        self.activation_dtype
     }
 
     /// Threads that work on one op, the calling one included.

@@ -1,8 +1,8 @@
 //! Quantised weights. The blocks and what they mean are those of the gguf package, see fixtures/gguf/make.py.
 
 use candle_core::{Device, Tensor};
-use passerelle_models::StoredDtype;
 use passerelle_models::ops::{Compute, PackedWeight, WeightPart, embedding, linear};
+use passerelle_models::{ActivationDtype, StoredDtype};
 use safetensors::SafeTensors;
 
 use super::{Random, assert_close, assert_same_bits, check, fast, reference, values};
@@ -91,6 +91,71 @@ fn a_row_is_bit_identical_alone_and_in_any_batch() {
             for row in [0, 1, 4, 63, 64, 66] {
                 let alone = linear(&compute, &x.narrow(0, row, 1).unwrap(), &weight, None).unwrap();
                 assert_same_bits(&format!("{dtype}, row {row}"), &alone, &together.narrow(0, row, 1).unwrap());
+            }
+        }
+    }
+}
+
+/// Each 32 of `x` as multiples of a 127th of the largest of them.
+fn in_bytes(x: &Tensor) -> Tensor {
+    let mut rounded = values(x);
+    for unit in rounded.as_chunks_mut::<32>().0 {
+        let scale = unit.iter().fold(0.0f32, |largest, value| largest.max(value.abs())) / 127.0;
+        unit.iter_mut().for_each(|value| *value = (*value / scale).round_ties_even() * scale);
+    }
+    Tensor::from_vec(rounded, x.dims(), &Device::Cpu).unwrap()
+}
+
+fn with_bytes(computes: impl IntoIterator<Item = Compute>) -> Vec<Compute> {
+    computes.into_iter().map(|compute| compute.with_activations_in(ActivationDtype::Int8).unwrap()).collect()
+}
+
+#[test]
+fn activations_in_8_bits_meet_the_weights_as_they_are_rounded_in_every_body_alike() {
+    for dtype in QUANTISED {
+        for m in [1, 2, 3, 5, 7, 66] {
+            let (_, weights) = stored(dtype);
+            let x = Random(m as u64).tensor(&[m, weights.dims()[1]]);
+            let expected = in_bytes(&x).matmul(&weights.t().unwrap()).unwrap();
+            let in_16_bits = linear(&Compute::cpu(1), &x, &pack(&Compute::cpu(1), dtype), None).unwrap();
+            let mut bits: Option<Tensor> = None;
+            for compute in with_bytes(fast()) {
+                let what = format!("{dtype}, {m} rows, {}", compute.kernels());
+                let y = linear(&compute, &x, &pack(&compute, dtype), None).unwrap();
+                assert_close(&what, &y, &expected, TOLERANCE);
+                assert!(values(&y) != values(&in_16_bits), "{what}: they are rounded");
+                assert_same_bits(&what, &y, bits.get_or_insert_with(|| y.clone()));
+                let last = linear(&compute, &x.narrow(0, m - 1, 1).unwrap(), &pack(&compute, dtype), None).unwrap();
+                assert_same_bits(&what, &last, &y.narrow(0, m - 1, 1).unwrap());
+            }
+        }
+    }
+}
+
+/// The largest quants of either sign, times the largest activations: sums of 16 bits would not hold all of their products.
+#[test]
+fn the_largest_products_of_bytes_are_exact() {
+    const ONE: [u8; 2] = [0x00, 0x3c];
+    let q8_0 = |quant: i8| [&ONE[..], &[quant.cast_unsigned(); 32]].concat();
+    let q4_0 = |byte: u8| [&ONE[..], &[byte; 16]].concat();
+    let q6_k = |low: u8, high: u8| [&[low; 128][..], &[high; 64], &[1; 16], &ONE].concat();
+    let blocks = [
+        (StoredDtype::Q8_0, q8_0(-128), -128.0),
+        (StoredDtype::Q8_0, q8_0(127), 127.0),
+        (StoredDtype::Q4_0, q4_0(0xff), 7.0),
+        (StoredDtype::Q4_0, q4_0(0), -8.0),
+        (StoredDtype::Q6K, q6_k(0xff, 0xff), 31.0),
+        (StoredDtype::Q6K, q6_k(0, 0), -32.0),
+    ];
+    for (dtype, bytes, quant) in blocks {
+        let width = dtype.block_len();
+        for sign in [1.0f32, -1.0] {
+            let x = Tensor::full(sign * 127.0, (3, width), &Device::Cpu).unwrap();
+            for compute in with_bytes(fast()) {
+                let part = WeightPart { dtype, bytes: &bytes };
+                let weight = PackedWeight::pack(&compute, None, width, &[part]).unwrap();
+                let y = values(&linear(&compute, &x, &weight, None).unwrap());
+                assert_eq!(y, [sign * 127.0 * quant * width as f32; 3], "{dtype} with {}", compute.kernels());
             }
         }
     }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use passerelle_models::ops::{Compute, KernelSet};
 use passerelle_models::{
-    CheckpointFiles, KvDtype, LoadOptions, StoredDtype, WeightDtype, WeightLayout, describe, footprint, load_decoder,
-    unwatched,
+    ActivationDtype, CheckpointFiles, KvDtype, LoadOptions, StoredDtype, WeightDtype, WeightLayout, describe,
+    footprint, load_decoder, unwatched,
 };
 
 use crate::runner::{Runner, compare, options, worst_excess};
@@ -99,6 +99,23 @@ fn quantised_logits_depend_neither_on_company_nor_on_cuts_nor_on_the_kernels() {
         let portable = Compute::cpu_with_kernels(1, KernelSet::Portable).unwrap();
         let mut portable = Runner::of_files(&portable, &files(name), &options(KvDtype::F32));
         assert_eq!(portable.alone(&ids), whole, "{name}");
+    }
+}
+
+/// Models so small and of random weights suffer more than trained ones.
+#[test]
+fn activations_in_8_bits_move_the_logits_a_little_and_rows_not_at_all() {
+    let in_bytes = LoadOptions { activation_dtype: ActivationDtype::Int8, ..options(KvDtype::F32) };
+    for name in QUANTISED {
+        let golden = golden(name);
+        let ids = golden.ids("input");
+        let mut loaded = runner(name, &in_bytes);
+        let whole = loaded.alone(&ids);
+        let kl = mean_kl(&whole, &golden.floats("logits"));
+        assert!((1e-6..1e-2).contains(&kl), "{name}: {kl:e}");
+        assert_eq!(loaded.in_chunks(&ids, 5), whole, "{name} in chunks");
+        let portable = Compute::cpu_with_kernels(1, KernelSet::Portable).unwrap();
+        assert_eq!(Runner::of_files(&portable, &files(name), &in_bytes).alone(&ids), whole, "{name}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use passerelle::config::{ByteSize, Config, EngineConfig, Environment, Period, WrittenModel};
+use passerelle::config::{ByteSize, Config, EngineConfig, Environment, ModelConfig, Period, WrittenModel};
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{Engine, EngineParts, StepTurns};
 use passerelle_models::StoredDtype;
@@ -138,7 +138,8 @@ impl BenchArgs {
         let means = serve::Means { hub: &config.hub, compute: &compute, hashes: &hashes };
         let loaded = serve::load(&config.models[0], means)?;
         let engine = serve::sized_for(&config.engine, &compute);
-        let (products, is_quantised) = (compute_of(&loaded, &compute), is_quantised(&loaded));
+        let (products, is_quantised) =
+            (compute_of(&loaded, &config.models[0], &compute)?, serve::is_quantised(&loaded.dtype));
         let cost = ModelCost::of(&loaded.description, loaded.model.kv_cache_spec());
         let mut report = Report {
             model: loaded.name.clone(),
@@ -218,17 +219,12 @@ impl BenchArgs {
     }
 }
 
-/// So its products on a CPU are of integers.
-fn is_quantised(loaded: &Loaded) -> bool {
-    StoredDtype::ALL.into_iter().any(|dtype| dtype.is_quantised() && dtype.to_string() == loaded.dtype)
-}
-
 /// Whose products are the model's.
-fn compute_of(loaded: &Loaded, compute: &Compute) -> Compute {
+fn compute_of(loaded: &Loaded, config: &ModelConfig, compute: &Compute) -> Result<Compute> {
     if loaded.dtype == StoredDtype::Bf16.to_string() {
-        return compute.for_kv_of(loaded.model.kv_cache_spec().format);
+        return Ok(compute.for_kv_of(loaded.model.kv_cache_spec().format));
     }
-    compute.clone()
+    Ok(compute.with_activations_in(serve::load_options(config).activation_dtype)?)
 }
 
 impl Row {

@@ -4,7 +4,9 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args;
-use passerelle::config::{ByteSize, KvDtype, Numa, WeightDtype, Written, WrittenEngine, WrittenServer};
+use passerelle::config::{
+    ActivationDtype, ByteSize, KvDtype, Numa, WeightDtype, Written, WrittenEngine, WrittenServer,
+};
 use passerelle::placement::DeviceChoice;
 
 use super::numbers::count;
@@ -22,6 +24,9 @@ pub(crate) struct ModelArgs {
     /// What keys and values are cached as [default: f32 beside f32 weights, else bf16].
     #[arg(long)]
     kv_dtype: Option<KvDtype>,
+    /// What activations are rounded to where they meet quantised weights on a CPU [default: int16].
+    #[arg(long)]
+    activation_dtype: Option<ActivationDtype>,
     /// Longest prompt and answer together [default: what the checkpoint allows].
     #[arg(long, value_name = "TOKENS", value_parser = count::<NonZeroUsize>)]
     max_model_len: Option<NonZeroUsize>,
@@ -69,6 +74,7 @@ impl ModelArgs {
                 device: self.device,
                 dtype: self.dtype,
                 kv_dtype: self.kv_dtype,
+                activation_dtype: self.activation_dtype,
                 max_model_len: self.max_model_len,
                 tokenizer: self.tokenizer,
                 chat_template: self.chat_template,

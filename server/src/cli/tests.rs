@@ -25,13 +25,14 @@ fn the_options_do_not_contradict_each_other() {
 fn every_documented_option_of_serve_reaches_the_configuration() {
     let config = serve(
         "passerelle serve --model a=x/y --model b=./z --listen unix:/s --data-dir /d --device cpu --dtype f16 \
-         --kv-dtype bf16 --max-model-len 100 --max-num-seqs 3 --max-num-batched-tokens 50 --kv-cache-memory 64MiB \
+         --kv-dtype bf16 --activation-dtype int8 --max-model-len 100 --max-num-seqs 3 --max-num-batched-tokens 50 --kv-cache-memory 64MiB \
          --threads 2 --cpu-affinity 0-2,5 --numa interleave --offline --log-format json --log-level warn",
     );
-    use passerelle::config::{ByteSize, KvDtype, LogFormat, LogLevel, Numa, WeightDtype};
+    use passerelle::config::{ActivationDtype, ByteSize, KvDtype, LogFormat, LogLevel, Numa, WeightDtype};
     use passerelle::placement::{Device, DeviceChoice};
     assert_eq!(config.models.iter().map(|m| (&*m.name, &*m.source)).collect::<Vec<_>>(), [("a", "x/y"), ("b", "./z")]);
     assert!(config.models.iter().all(|m| (m.dtype, m.kv_dtype) == (WeightDtype::F16, KvDtype::Bf16)));
+    assert!(config.models.iter().all(|m| m.activation_dtype == ActivationDtype::Int8));
     assert!(config.models.iter().all(|m| m.max_model_len == Some(100)));
     assert_eq!(config.server.listen.to_string(), "unix:/s");
     assert_eq!(config.server.data_dir.to_str(), Some("/d"));

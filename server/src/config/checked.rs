@@ -15,9 +15,9 @@ use super::steps::{StatedSteps, StepSizes};
 use super::tls::{TlsFiles, check_tls};
 use super::upstreams::{check_routing, check_upstreams};
 use super::{
-    ByteSize, ConfigError, Environment, KvDtype, Listen, LogFormat, LogLevel, Numa, Origin, PartitionConfig, Period,
-    RoutingConfig, Secret, UnknownFields, UpstreamConfig, WeightDtype, WorkersConfig, Written, WrittenApi,
-    WrittenBatches, WrittenEngine, WrittenLimits, WrittenModel, WrittenServer,
+    ActivationDtype, ByteSize, ConfigError, Environment, KvDtype, Listen, LogFormat, LogLevel, Numa, Origin,
+    PartitionConfig, Period, RoutingConfig, Secret, UnknownFields, UpstreamConfig, WeightDtype, WorkersConfig, Written,
+    WrittenApi, WrittenBatches, WrittenEngine, WrittenLimits, WrittenModel, WrittenServer,
 };
 use passerelle_engine::AddedLatency;
 use passerelle_models::ops::ProcessorSet;
@@ -102,6 +102,7 @@ pub struct EngineConfig {
     /// What models that do not say their own get; also those found in `server.models_dir`.
     pub dtype: WeightDtype,
     pub kv_dtype: KvDtype,
+    pub activation_dtype: ActivationDtype,
     pub max_model_len: Option<usize>,
     pub tokenizer: Option<String>,
     pub chat_template: Option<PathBuf>,
@@ -313,6 +314,7 @@ fn check_engine(written: &WrittenEngine, environment: &Environment) -> Result<En
         comparison_tokens: count(written.comparison_tokens, 4096),
         dtype: written.dtype.unwrap_or_default(),
         kv_dtype: written.kv_dtype.unwrap_or_default(),
+        activation_dtype: written.activation_dtype.unwrap_or_default(),
         max_model_len: written.max_model_len.map(usize::from),
         tokenizer: written.tokenizer.clone(),
         chat_template: written.chat_template.clone(),

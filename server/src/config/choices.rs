@@ -34,6 +34,17 @@ pub enum KvDtype {
     Int8,
 }
 
+/// What activations are rounded to where they meet quantised weights on a CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ActivationDtype {
+    /// As good as exact.
+    #[default]
+    Int16,
+    /// 8 bits, with a scale for every 32: faster, and less exact.
+    Int8,
+}
+
 /// Where weights and KV caches lie on a machine with several memories (NUMA nodes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

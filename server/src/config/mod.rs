@@ -29,7 +29,8 @@ mod written;
 pub use aliases::{Aliases, check_targets};
 pub use checked::{ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, ServerConfig};
 pub use choices::{
-    KvDtype, LogFormat, LogLevel, Numa, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype, WorkerPlace,
+    ActivationDtype, KvDtype, LogFormat, LogLevel, Numa, Reasoning, ToolCalls, UnknownFields, UpstreamKind,
+    WeightDtype, WorkerPlace,
 };
 pub use environment::{Environment, SLURM_JOB_END, Secret};
 pub use error::ConfigError;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::checked::{EngineConfig, check_exists};
-use super::{ConfigError, KvDtype, Reasoning, ToolCalls, WeightDtype, WrittenModel};
+use super::{ActivationDtype, ConfigError, KvDtype, Reasoning, ToolCalls, WeightDtype, WrittenModel};
 
 /// Names stand in URLs (`/v1/models/NAME`) and metric labels.
 const MAX_NAME_BYTES: usize = 200;
@@ -15,6 +15,7 @@ pub struct ModelConfig {
     pub source: String,
     pub dtype: WeightDtype,
     pub kv_dtype: KvDtype,
+    pub activation_dtype: ActivationDtype,
     /// `None`: what the checkpoint allows.
     pub max_model_len: Option<usize>,
     /// `None`: the checkpoint's own.
@@ -36,6 +37,7 @@ impl ModelConfig {
             source,
             dtype: engine.dtype,
             kv_dtype: engine.kv_dtype,
+            activation_dtype: engine.activation_dtype,
             max_model_len: engine.max_model_len,
             tokenizer: engine.tokenizer.clone(),
             chat_template: engine.chat_template.clone(),
@@ -52,6 +54,7 @@ pub(super) fn check_models(written: Vec<WrittenModel>, engine: &EngineConfig) ->
         name: model.name.unwrap_or_else(|| default_name(&model.source).to_owned()),
         dtype: model.dtype.unwrap_or(engine.dtype),
         kv_dtype: model.kv_dtype.unwrap_or(engine.kv_dtype),
+        activation_dtype: model.activation_dtype.unwrap_or(engine.activation_dtype),
         max_model_len: model.max_model_len.map(usize::from).or(engine.max_model_len),
         tokenizer: model.tokenizer.or_else(|| engine.tokenizer.clone()),
         chat_template: model.chat_template.or_else(|| engine.chat_template.clone()),

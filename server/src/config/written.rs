@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::{
-    Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Numa, Period, Reasoning, ToolCalls,
-    UpstreamKind, WeightDtype, WrittenLedger,
+    ActivationDtype, Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Numa, Period, Reasoning,
+    ToolCalls, UpstreamKind, WeightDtype, WrittenLedger,
 };
 use crate::placement::DeviceChoice;
 
@@ -127,6 +127,7 @@ pub struct WrittenModel {
     pub source: String,
     pub dtype: Option<WeightDtype>,
     pub kv_dtype: Option<KvDtype>,
+    pub activation_dtype: Option<ActivationDtype>,
     pub max_model_len: Option<NonZeroUsize>,
     /// Whose tokenizer it uses instead of its own: a directory or a hub id.
     pub tokenizer: Option<String>,
@@ -147,6 +148,7 @@ impl WrittenModel {
             source: source.into(),
             dtype: None,
             kv_dtype: None,
+            activation_dtype: None,
             max_model_len: None,
             tokenizer: None,
             chat_template: None,
@@ -252,6 +254,7 @@ pub struct WrittenEngine {
     /// For models that do not say their own.
     pub dtype: Option<WeightDtype>,
     pub kv_dtype: Option<KvDtype>,
+    pub activation_dtype: Option<ActivationDtype>,
     pub max_model_len: Option<NonZeroUsize>,
     pub tokenizer: Option<String>,
     pub chat_template: Option<PathBuf>,
@@ -285,6 +288,7 @@ lay_over!(WrittenEngine {
     device_list,
     dtype,
     kv_dtype,
+    activation_dtype,
     max_model_len,
     tokenizer,
     chat_template,

@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use passerelle::config::{Config, DEMO, EngineConfig, HubConfig, KvDtype, ModelConfig, WeightDtype};
+use passerelle::config::{ActivationDtype, Config, DEMO, EngineConfig, HubConfig, KvDtype, ModelConfig, WeightDtype};
 use passerelle::hub::{self, HubOptions, Network, ProgressOutput, Source, Wanted};
 use passerelle::text::TextModel;
 use passerelle_models::ops::Compute;
 use passerelle_models::{
     Activations, CausalLm, CheckpointFiles, CheckpointKind, Encoder, EncoderDescription, LoadOptions, LoadProgress,
-    LoadWatch, LoadedModel, Manifest, ModelDescription, ModelDigest, checkpoint_kind, describe_encoder,
+    LoadWatch, LoadedModel, Manifest, ModelDescription, ModelDigest, StoredDtype, checkpoint_kind, describe_encoder,
 };
 
 use super::folder::{self, Found};
@@ -231,17 +231,26 @@ fn go_on_unless(is_in_vain: &AtomicBool) -> ControlFlow<()> {
     if is_in_vain.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
-/// What its weights are held as.
+/// What its weights are held as, and meet if that is not as usual.
 pub(crate) fn held_as(model: &ModelConfig, description: &ModelDescription) -> String {
-    match model.dtype {
+    let dtype = match model.dtype {
         WeightDtype::Auto => description.stored_dtype.to_string(),
         stated => format!("{stated:?}").to_lowercase(),
+    };
+    match model.activation_dtype {
+        ActivationDtype::Int8 if is_quantised(&dtype) => format!("{dtype}, activations int8"),
+        ActivationDtype::Int8 | ActivationDtype::Int16 => dtype,
     }
+}
+
+/// Of what [`held_as`] says.
+pub(crate) fn is_quantised(held_as: &str) -> bool {
+    StoredDtype::ALL.into_iter().any(|dtype| dtype.is_quantised() && held_as.starts_with(&dtype.to_string()))
 }
 
 /// How a model of the configuration is held.
 pub(crate) fn load_options(model: &ModelConfig) -> LoadOptions {
-    use passerelle_models::{KvDtype as Kv, WeightDtype as Weights};
+    use passerelle_models::{ActivationDtype as ActivationsIn, KvDtype as Kv, WeightDtype as Weights};
     let dtype = match model.dtype {
         WeightDtype::Auto => Weights::Auto,
         WeightDtype::F32 => Weights::F32,
@@ -256,7 +265,11 @@ pub(crate) fn load_options(model: &ModelConfig) -> LoadOptions {
         KvDtype::Bf16 => Kv::Bf16,
         KvDtype::Int8 => Kv::Int8,
     };
-    LoadOptions { dtype, kv_dtype, max_model_len: model.max_model_len, ..LoadOptions::default() }
+    let activation_dtype = match model.activation_dtype {
+        ActivationDtype::Int16 => ActivationsIn::Int16,
+        ActivationDtype::Int8 => ActivationsIn::Int8,
+    };
+    LoadOptions { dtype, kv_dtype, activation_dtype, max_model_len: model.max_model_len, ..LoadOptions::default() }
 }
 
 /// The checkpoints that `sources` name, in this order: a folder of checkpoints stands for all that are inside.
@@ -312,6 +325,23 @@ mod tests {
     use passerelle_models::demo_checkpoint;
 
     use super::*;
+
+    #[test]
+    fn what_activations_are_rounded_to_is_named_beside_quantised_weights() {
+        let description = passerelle_models::describe(&demo_checkpoint()).expect("it is whole");
+        let held = |keys: &str| {
+            let written = format!("models = [{{ source = \"demo\", {keys} }}]");
+            let written: Written = toml::from_str(&written).expect("it is well formed");
+            let home = Some(std::env::temp_dir());
+            let environment = Environment { hf_home: home.clone(), home, ..Environment::default() };
+            held_as(&Config::check(written, &environment).expect("valid").models[0], &description)
+        };
+        let int8 = held("dtype = \"q8_0\", activation_dtype = \"int8\"");
+        assert_eq!(int8, "q8_0, activations int8");
+        assert!(is_quantised(&int8) && is_quantised("q4_k") && !is_quantised("bf16"));
+        assert_eq!(held("dtype = \"q8_0\", activation_dtype = \"int16\""), "q8_0");
+        assert_eq!(held("dtype = \"bf16\", activation_dtype = \"int8\""), "bf16", "they meet none");
+    }
 
     #[test]
     fn a_tokenizer_that_is_none_ends_the_load_of_the_weights_and_is_what_is_told() {

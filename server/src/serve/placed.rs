@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use passerelle::api::{AppState, ServedEncoder, ServedModel};
-use passerelle::config::{Config, KvDtype, ModelConfig, PartitionConfig, WorkerPlace};
+use passerelle::config::{ActivationDtype, Config, KvDtype, ModelConfig, PartitionConfig, WorkerPlace};
 use passerelle::gateway::replica::{Replica, ReplicaId};
 use passerelle::gateway::tariff::Price;
 use passerelle::placement::Device;
@@ -123,6 +123,10 @@ impl PlacedModel {
         ensure!(
             !is_integers || partition.is.device == Device::Cpu,
             "kv_dtype = \"int8\": keys and values in int8 are for models on a CPU; on a GPU choose bf16 or f32"
+        );
+        ensure!(
+            model.activation_dtype == ActivationDtype::Int16 || partition.is.device == Device::Cpu,
+            "activation_dtype = \"int8\": activations in int8 are for models on a CPU; on a GPU choose int16, which rounds nothing there"
         );
         let bounds = RemoteReplicaBounds {
             longest_hand_over: config.workers.longest_hand_over,

@@ -173,10 +173,22 @@ impl Vector for Ymm {
     }
 }
 
+/// Sums, and what is not in them yet.
+#[derive(Clone, Copy)]
+pub(super) struct YmmByteSums {
+    sums: __m256i,
+    /// Of two products each, in 16 bits.
+    pairs: __m256i,
+}
+
+/// Quants of so many bits meet bytes eight times before [`YmmByteSums::pairs`] may overflow: 16 products of 15 and 127.
+const FEW_BITS: u32 = 4;
+
 impl Pairs for YmmPairs {
     const BYTES: usize = 32;
 
     type Sums = __m256i;
+    type ByteSums = YmmByteSums;
 
     #[inline(always)]
     unsafe fn splat_sum(value: i32) -> __m256i {
@@ -189,8 +201,8 @@ impl Pairs for YmmPairs {
     }
 
     #[inline(always)]
-    unsafe fn splat_pair(from: *const i16) -> Self {
-        Self(unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) })
+    unsafe fn splat(from: *const i32) -> Self {
+        Self(unsafe { _mm256_set1_epi32(from.read_unaligned()) })
     }
 
     #[inline(always)]
@@ -212,6 +224,41 @@ impl Pairs for YmmPairs {
     unsafe fn dot(self, x: Self, sums: __m256i) -> __m256i {
         unsafe { as_it_is(_mm256_add_epi32(sums, _mm256_madd_epi16(self.0, x.0))) }
     }
+
+    #[inline(always)]
+    unsafe fn begin_bytes(sums: __m256i) -> YmmByteSums {
+        YmmByteSums { sums, pairs: unsafe { _mm256_setzero_si256() } }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes(self, bits: u32, x: Self, YmmByteSums { sums, pairs }: YmmByteSums) -> YmmByteSums {
+        unsafe {
+            if bits <= FEW_BITS {
+                let pairs = as_it_is(_mm256_add_epi16(pairs, _mm256_maddubs_epi16(self.0, x.0)));
+                return YmmByteSums { sums, pairs };
+            }
+            if bits < u8::BITS {
+                // Two products of 7 and 8 bits fit.
+                let sums = add_pairs(_mm256_maddubs_epi16(self.0, x.0), sums);
+                return YmmByteSums { sums, pairs };
+            }
+            let even = Self(_mm256_srai_epi16(_mm256_slli_epi16(x.0, 8), 8));
+            let odd = Self(_mm256_srai_epi16(x.0, 8));
+            YmmByteSums { sums: self.shift_right(8).dot(odd, self.and(0xff).dot(even, sums)), pairs }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn end_bytes(bits: u32, YmmByteSums { sums, pairs }: YmmByteSums) -> __m256i {
+        if bits <= FEW_BITS { unsafe { add_pairs(pairs, sums) } } else { sums }
+    }
+}
+
+/// Adds both 16-bit lanes of a sum to it.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_pairs(pairs: __m256i, sums: __m256i) -> __m256i {
+    as_it_is(_mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))))
 }
 
 /// An empty instruction that the compiler does not look into. Without it, products are added to each other first, and there

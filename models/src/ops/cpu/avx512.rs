@@ -134,6 +134,7 @@ impl Pairs for ZmmPairs {
     const BYTES: usize = 64;
 
     type Sums = __m512i;
+    type ByteSums = __m512i;
 
     #[inline(always)]
     unsafe fn splat_sum(value: i32) -> __m512i {
@@ -146,8 +147,8 @@ impl Pairs for ZmmPairs {
     }
 
     #[inline(always)]
-    unsafe fn splat_pair(from: *const i16) -> Self {
-        Self(unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) })
+    unsafe fn splat(from: *const i32) -> Self {
+        Self(unsafe { _mm512_set1_epi32(from.read_unaligned()) })
     }
 
     #[inline(always)]
@@ -169,22 +170,43 @@ impl Pairs for ZmmPairs {
     unsafe fn dot(self, x: Self, sums: __m512i) -> __m512i {
         unsafe { add_products(self.0, x.0, sums) }
     }
+
+    #[inline(always)]
+    unsafe fn begin_bytes(sums: __m512i) -> __m512i {
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes(self, _bits: u32, x: Self, sums: __m512i) -> __m512i {
+        unsafe { add_products_of_bytes(self.0, x.0, sums) }
+    }
+
+    #[inline(always)]
+    unsafe fn end_bytes(_bits: u32, sums: __m512i) -> __m512i {
+        sums
+    }
 }
 
-/// `vpdpwssd`, which the compiler does not look into: it would make multiplications and additions of most of them again, to
-/// shorten the wait for one sum where there are others to go on with.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vnni")]
-fn add_products(weights: __m512i, x: __m512i, mut sums: __m512i) -> __m512i {
-    // SAFETY: an instruction on registers, which the CPU has.
-    unsafe {
-        std::arch::asm!(
-            "vpdpwssd {sums}, {weights}, {x}",
-            sums = inout(zmm_reg) sums,
-            weights = in(zmm_reg) weights,
-            x = in(zmm_reg) x,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    sums
+/// An instruction of VNNI, which the compiler does not look into: it would make multiplications and additions of most of them
+/// again, to shorten the wait for one sum where there are others to go on with.
+macro_rules! vnni {
+    ($name:ident, $instruction:literal) => {
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512vnni")]
+        fn $name(weights: __m512i, x: __m512i, mut sums: __m512i) -> __m512i {
+            // SAFETY: an instruction on registers, which the CPU has.
+            unsafe {
+                std::arch::asm!(
+                    concat!($instruction, " {sums}, {weights}, {x}"),
+                    sums = inout(zmm_reg) sums,
+                    weights = in(zmm_reg) weights,
+                    x = in(zmm_reg) x,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            }
+            sums
+        }
+    };
 }
+vnni!(add_products, "vpdpwssd");
+vnni!(add_products_of_bytes, "vpdpbusd");

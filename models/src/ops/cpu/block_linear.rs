@@ -1,6 +1,6 @@
 #![expect(unsafe_code, reason = "vector loads through pointers")]
 
-//! `y = x W^T + b` over quantised panels: integer products of 16-bit activations with the quants, a fused multiply-add with
+//! `y = x W^T + b` over quantised panels: integer products of rounded activations with the quants, a fused multiply-add with
 //! both scales for every 32 or 16 inputs.
 //!
 //! Quants keep their offset in the product, which begins with what that adds, negative. Integers are exact, so only the order of
@@ -15,7 +15,7 @@ use super::launch::Usual;
 use super::pairs::Pairs;
 use super::panels::PANEL;
 use super::product::{Part, Product, Sink, Tasks};
-use super::rounded_rows::{Begins, RoundedRows, UnitFacts};
+use super::rounded_rows::{Activation, Begins, RoundedRows, UnitFacts};
 use super::target::Target;
 use super::tile::with_rows;
 use crate::StoredDtype;
@@ -37,18 +37,23 @@ const PREFETCH_BYTES: usize = 2048;
 const CACHE_LINE: usize = 64;
 
 /// The columns of one part: `x` is as wide as the weight.
-pub(super) fn linear(compute: &Compute, x: &RoundedRows, weight: &BlockPanels, sink: (&mut Sink<'_>, usize)) {
+pub(super) fn linear<A: Activation>(
+    compute: &Compute,
+    x: &RoundedRows<A>,
+    weight: &BlockPanels,
+    sink: (&mut Sink<'_>, usize),
+) {
     match weight.dtype {
-        StoredDtype::Q4_0 => run::<Q4_0>(compute, x, weight, sink),
-        StoredDtype::Q4K => run::<Q4K>(compute, x, weight, sink),
-        StoredDtype::Q6K => run::<Q6K>(compute, x, weight, sink),
-        _ => run::<Q8_0>(compute, x, weight, sink),
+        StoredDtype::Q4_0 => run::<Q4_0, A>(compute, x, weight, sink),
+        StoredDtype::Q4K => run::<Q4K, A>(compute, x, weight, sink),
+        StoredDtype::Q6K => run::<Q6K, A>(compute, x, weight, sink),
+        _ => run::<Q8_0, A>(compute, x, weight, sink),
     }
 }
 
-fn run<F: Format>(
+fn run<F: Format, A: Activation>(
     compute: &Compute,
-    x: &RoundedRows,
+    x: &RoundedRows<A>,
     weight: &BlockPanels,
     (sink, first_column): (&mut Sink<'_>, usize),
 ) {
@@ -59,7 +64,7 @@ fn run<F: Format>(
         .div_ceil(compute.num_threads() * TASKS_PER_THREAD)
         .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(ROWS_OF_A_READ)))
         .next_multiple_of(if x.num_rows < ROWS_OF_A_READ { MAX_PANELS } else { 1 });
-    let product = BlockLinear::<F> {
+    let product = BlockLinear::<F, A> {
         x,
         panels: weight.as_slice(),
         panel_bytes,
@@ -78,26 +83,27 @@ const fn panels_together<F: Format, I: Instructions>(num_rows: usize) -> usize {
     if F::WAITS_FOR_MEMORY && num_rows <= 2 || panels > MAX_PANELS {
         MAX_PANELS
     } else if panels > 1 {
-        panels
+        panels - panels % 2
     } else {
         1
     }
 }
 
-/// How the quants of a dtype come out of their vectors.
+/// How the quants of a dtype come out of their bytes, four neighbouring inputs in the four bytes of each output.
 ///
-/// A unit has [`Format::DOTS`] groups of inputs with a scale of their own. A group takes [`Format::STEPS`] steps, each of
-/// which gives [`Format::WIDTH`] pairs of inputs: those of four `j`, then those of four `j + STEPS`. What is left of the group
-/// comes last, together.
+/// A unit has [`Format::DOTS`] groups of inputs with a scale of their own. A group takes [`Format::STEPS`] steps, step `j` of
+/// which gives its fours `j` and, where there are two, `j + STEPS`. What is left of the group comes last.
 trait Format: Sync {
     const DTYPE: StoredDtype;
     const LAYOUT: Layout = Layout::of(Self::DTYPE);
+    /// Of a quant.
+    const BITS: u32;
     const DOTS: usize;
     const STEPS: usize;
-    /// Factors that a step gives.
+    /// Fours that a step gives: one or two.
     const WIDTH: usize;
-    /// Factors that are left then.
-    const LEFT: usize = UNIT / 2 / Self::DOTS - Self::WIDTH * Self::STEPS;
+    /// Fours that are left then: none or one.
+    const LEFT: usize = UNIT / 4 / Self::DOTS - Self::WIDTH * Self::STEPS;
     /// Whether reading a weight takes one or two rows longer than using it. On AVX2 the others take about as long for both,
     /// and lose 5 to 20 % to several panels together.
     const WAITS_FOR_MEMORY: bool = false;
@@ -108,17 +114,17 @@ trait Format: Sync {
     /// Step `j` of group `dot`, for all 16 outputs. Only the first [`Format::WIDTH`] are used.
     ///
     /// # Safety
-    /// The CPU must have the instructions of `P`, of 32 lanes; `unit` points at a unit.
-    unsafe fn step<P: Pairs>(unit: *const u8, dot: usize, j: usize) -> [P; 4];
+    /// The CPU must have the instructions of `P`, of 64 bytes; `unit` points at a unit.
+    unsafe fn step<P: Pairs>(unit: *const u8, dot: usize, j: usize) -> [P; 2];
 
-    /// What the steps of group `dot` leave, for all 16 outputs. Only the first [`Format::LEFT`] are used.
+    /// What the steps of group `dot` leave, for all 16 outputs, where [`Format::LEFT`] says that there is something.
     ///
     /// # Safety
     /// As [`Format::step`].
     #[inline(always)]
-    unsafe fn left<P: Pairs>(unit: *const u8, _dot: usize) -> [P; 2] {
+    unsafe fn left<P: Pairs>(unit: *const u8, _dot: usize) -> P {
         // SAFETY: a unit has a first step.
-        [unsafe { P::load(unit) }; 2]
+        unsafe { P::load(unit) }
     }
 
     /// The scales of every group, for all 16 outputs, and the minimum.
@@ -150,9 +156,10 @@ struct Q6K;
 
 impl Format for Q8_0 {
     const DTYPE: StoredDtype = StoredDtype::Q8_0;
+    const BITS: u32 = 8;
     const DOTS: usize = 1;
     const STEPS: usize = 8;
-    const WIDTH: usize = 2;
+    const WIDTH: usize = 1;
     const WAITS_FOR_MEMORY: bool = true;
 
     #[inline(always)]
@@ -161,21 +168,18 @@ impl Format for Q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 4] {
+    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 2] {
         // SAFETY: a unit has 8 steps.
-        unsafe {
-            let both = P::load(unit.add(j * STEP));
-            let high = both.shift_right(8);
-            [both.and(0xff), high, high, high]
-        }
+        [unsafe { P::load(unit.add(j * STEP)) }; 2]
     }
 }
 
 impl Format for Q4_0 {
     const DTYPE: StoredDtype = StoredDtype::Q4_0;
+    const BITS: u32 = 4;
     const DOTS: usize = 1;
     const STEPS: usize = 4;
-    const WIDTH: usize = 4;
+    const WIDTH: usize = 2;
 
     #[inline(always)]
     fn begin(begins: &Begins, _dot: usize) -> i32 {
@@ -183,7 +187,7 @@ impl Format for Q4_0 {
     }
 
     #[inline(always)]
-    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 4] {
+    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 2] {
         // SAFETY: passed on.
         unsafe { nibbles(unit, j) }
     }
@@ -191,9 +195,10 @@ impl Format for Q4_0 {
 
 impl Format for Q4K {
     const DTYPE: StoredDtype = StoredDtype::Q4K;
+    const BITS: u32 = 4;
     const DOTS: usize = 1;
     const STEPS: usize = 4;
-    const WIDTH: usize = 4;
+    const WIDTH: usize = 2;
 
     #[inline(always)]
     fn begin(_begins: &Begins, _dot: usize) -> i32 {
@@ -201,7 +206,7 @@ impl Format for Q4K {
     }
 
     #[inline(always)]
-    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 4] {
+    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 2] {
         // SAFETY: passed on.
         unsafe { nibbles(unit, j) }
     }
@@ -209,9 +214,10 @@ impl Format for Q4K {
 
 impl Format for Q6K {
     const DTYPE: StoredDtype = StoredDtype::Q6K;
+    const BITS: u32 = 6;
     const DOTS: usize = 2;
     const STEPS: usize = 3;
-    const WIDTH: usize = 2;
+    const WIDTH: usize = 1;
 
     #[inline(always)]
     fn begin(begins: &Begins, dot: usize) -> i32 {
@@ -219,43 +225,37 @@ impl Format for Q6K {
     }
 
     #[inline(always)]
-    unsafe fn step<P: Pairs>(unit: *const u8, dot: usize, j: usize) -> [P; 4] {
+    unsafe fn step<P: Pairs>(unit: *const u8, dot: usize, j: usize) -> [P; 2] {
         // SAFETY: a unit has 2 groups of 3 steps.
-        unsafe {
-            let both = P::load(unit.add((3 * dot + j) * STEP));
-            let high = both.shift_right(6).and(0x3f);
-            [both.and(0x3f), high, high, high]
-        }
+        [unsafe { P::load(unit.add((3 * dot + j) * STEP)).and(0x3f3f) }; 2]
     }
 
     #[inline(always)]
-    unsafe fn left<P: Pairs>(unit: *const u8, dot: usize) -> [P; 2] {
+    unsafe fn left<P: Pairs>(unit: *const u8, dot: usize) -> P {
         // SAFETY: a unit has 2 groups of 3 steps.
         unsafe {
-            let [low, other_low, high] = [0, 1, 2].map(|j| P::load(unit.add((3 * dot + j) * STEP)));
-            [
-                low.shift_right(12).or(high.shift_right(8).and(0x30)),
-                other_low.shift_right(12).or(high.shift_right(10).and(0x30)),
-            ]
+            let [low, middle, high] = [0, 1, 2].map(|j| P::load(unit.add((3 * dot + j) * STEP)));
+            let lowest = low.shift_right(6).and(0x0303);
+            lowest.or(middle.shift_right(4).and(0x0c0c)).or(high.shift_right(2).and(0x3030))
         }
     }
 }
 
-/// Four 4-bit quants from each lane: those of one half of the unit, then those of the other.
+/// The lower and the upper 4 bits of each byte.
 ///
 /// # Safety
 /// As [`Format::step`].
 #[inline(always)]
-unsafe fn nibbles<P: Pairs>(unit: *const u8, j: usize) -> [P; 4] {
+unsafe fn nibbles<P: Pairs>(unit: *const u8, j: usize) -> [P; 2] {
     // SAFETY: a unit has 4 steps.
     unsafe {
-        let all = P::load(unit.add(j * STEP));
-        [all.and(0xf), all.shift_right(8).and(0xf), all.shift_right(4).and(0xf), all.shift_right(12)]
+        let both = P::load(unit.add(j * STEP));
+        [both.and(0x0f0f), both.shift_right(4).and(0x0f0f)]
     }
 }
 
-struct BlockLinear<'a, F> {
-    x: &'a RoundedRows,
+struct BlockLinear<'a, F, A> {
+    x: &'a RoundedRows<A>,
     panels: &'a [u8],
     panel_bytes: usize,
     out_features: usize,
@@ -268,14 +268,14 @@ struct BlockLinear<'a, F> {
 
 /// `ROWS` rows from `row` on, times the 16 outputs of each of `PANELS` panels from `panel` on, which exist and belong to one
 /// task.
-struct Tile<'a, F, const ROWS: usize, const PANELS: usize> {
-    linear: &'a BlockLinear<'a, F>,
+struct Tile<'a, F, A, const ROWS: usize, const PANELS: usize> {
+    linear: &'a BlockLinear<'a, F, A>,
     target: &'a Target<'a>,
     row: usize,
     panel: usize,
 }
 
-impl<F: Format, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, F, ROWS, PANELS> {
+impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, F, A, ROWS, PANELS> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(self) {
         let linear = self.linear;
@@ -299,7 +299,7 @@ impl<F: Format, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, F, RO
     }
 }
 
-impl<F: Format, const ROWS: usize, const PANELS: usize> Tile<'_, F, ROWS, PANELS> {
+impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, F, A, ROWS, PANELS> {
     /// Continues `sums` with unit `unit` of the rows and panels.
     ///
     /// # Safety
@@ -327,7 +327,8 @@ impl<F: Format, const ROWS: usize, const PANELS: usize> Tile<'_, F, ROWS, PANELS
                     let (scale, min): (L, L) = F::scales(block, unit % num_units, dot);
                     for row in 0..ROWS {
                         let scale = scale.mul(L::splat(facts[row].scale));
-                        let mut sum = L::of_sums(products[row][panel]).mul_add(scale, sums[row][panel]);
+                        let product = A::end::<L::Pairs>(F::BITS, products[row][panel]);
+                        let mut sum = L::of_sums(product).mul_add(scale, sums[row][panel]);
                         if matches!(F::DTYPE, StoredDtype::Q4K) {
                             sum = min.mul_add(L::splat(facts[row].less), sum);
                         }
@@ -350,34 +351,53 @@ impl<F: Format, const ROWS: usize, const PANELS: usize> Tile<'_, F, ROWS, PANELS
         (quants, dot): (&[*const u8; PANELS], usize),
         facts: [&UnitFacts; ROWS],
         ahead: &[*const u8; PANELS],
-    ) -> [[<L::Pairs as Pairs>::Sums; PANELS]; ROWS] {
+    ) -> [[A::Running<L::Pairs>; PANELS]; ROWS] {
         // SAFETY: inside the unit and the rows, for which the caller vouches.
         unsafe {
-            let mut sums = facts.map(|facts| [<L::Pairs as Pairs>::splat_sum(F::begin(&facts.begins, dot)); PANELS]);
-            let x = &self.linear.x;
-            let group = x.elements.as_ptr().add(self.row * x.width + unit * UNIT + dot * UNIT / F::DOTS);
+            // Loops, as `array::map` may be a function that is called.
+            let mut sums = [[A::begin::<L::Pairs>(<L::Pairs as Pairs>::splat_sum(0)); PANELS]; ROWS];
+            for (sums, facts) in sums.iter_mut().zip(facts) {
+                let begin = <L::Pairs as Pairs>::splat_sum(F::begin(&facts.begins, dot));
+                *sums = [A::begin::<L::Pairs>(begin); PANELS];
+            }
+            let group = unit * UNIT + dot * UNIT / F::DOTS;
             for j in 0..self.linear.steps {
                 for (panel, &quants) in quants.iter().enumerate() {
                     L::prefetch(ahead[panel].wrapping_add(j * CACHE_LINE));
-                    let weights: [L::Pairs; 4] = F::step(quants, dot, j);
-                    for (n, weight) in weights.into_iter().enumerate().take(F::WIDTH) {
-                        for (row, sums) in sums.iter_mut().enumerate() {
-                            let pair = group.add(row * x.width + 4 * (j + n / 2 * F::STEPS) + 2 * (n % 2));
-                            sums[panel] = weight.dot(<L::Pairs as Pairs>::splat_pair(pair), sums[panel]);
-                        }
+                    let fours: [L::Pairs; 2] = F::step(quants, dot, j);
+                    for (n, four) in fours.into_iter().enumerate().take(F::WIDTH) {
+                        self.add_four::<L>((four, group + 4 * (j + n * F::STEPS)), panel, &mut sums);
                     }
                 }
             }
             for (panel, &quants) in quants.iter().enumerate().take(if F::LEFT > 0 { PANELS } else { 0 }) {
-                let weights: [L::Pairs; 2] = F::left(quants, dot);
-                for (n, weight) in weights.into_iter().enumerate().take(F::LEFT) {
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let pair = group.add(row * x.width + 2 * (F::STEPS * F::WIDTH + n));
-                        sums[panel] = weight.dot(<L::Pairs as Pairs>::splat_pair(pair), sums[panel]);
-                    }
-                }
+                self.add_four::<L>((F::left(quants, dot), group + 4 * F::WIDTH * F::STEPS), panel, &mut sums);
             }
             sums
+        }
+    }
+
+    /// Adds the products of a panel's quants with the inputs from `first` on.
+    ///
+    /// # Safety
+    /// As [`Piece::run`].
+    #[inline(always)]
+    unsafe fn add_four<L: Lanes>(
+        &self,
+        (quants, first): (L::Pairs, usize),
+        panel: usize,
+        sums: &mut [[A::Running<L::Pairs>; PANELS]; ROWS],
+    ) {
+        let x = &self.linear.x;
+        // SAFETY: inside the rows, for which the caller vouches.
+        unsafe {
+            let inputs = x.elements.as_ptr().add(self.row * x.width + first);
+            for (part, factors) in A::factors(quants).into_iter().enumerate().take(A::PARTS) {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let part = <L::Pairs as Pairs>::splat(inputs.add(row * x.width).cast::<i32>().add(part));
+                    sums[panel] = A::dot((factors, F::BITS), part, sums[panel]);
+                }
+            }
         }
     }
 
@@ -391,7 +411,7 @@ impl<F: Format, const ROWS: usize, const PANELS: usize> Tile<'_, F, ROWS, PANELS
     }
 }
 
-impl<F: Format> BlockLinear<'_, F> {
+impl<F: Format, A: Activation> BlockLinear<'_, F, A> {
     /// One block of rows times some panels, as many of them together as such a block visits.
     ///
     /// # Safety
@@ -404,20 +424,43 @@ impl<F: Format> BlockLinear<'_, F> {
         row: usize,
         target: &Target<'_>,
     ) {
-        let end = panels.end;
-        for panel in panels.step_by(panels_together::<F, I>(num_rows)) {
+        // SAFETY: passed on.
+        unsafe {
+            with_rows!(num_rows, I::INTEGER_ROWS, ROWS => {
+                let together = const { panels_together::<F, I>(ROWS) };
+                let rest = panels.end - panels.len() % together;
+                match together {
+                    4 if const { panels_together::<F, I>(ROWS) == 4 } => {
+                        self.tiles::<I, ROWS, 4>(panels.start..rest, row, target);
+                    }
+                    2 if const { panels_together::<F, I>(ROWS) == 2 } => {
+                        self.tiles::<I, ROWS, 2>(panels.start..rest, row, target);
+                    }
+                    _ => return self.tiles::<I, ROWS, 1>(panels, row, target),
+                }
+                // At the end of a weight. More shapes than these would be more to compile, for few panels.
+                self.tiles::<I, ROWS, 1>(rest..panels.end, row, target);
+            });
+        }
+    }
+
+    /// # Safety
+    /// As [`BlockLinear::row_block`]; a whole number of times as many panels.
+    #[inline(always)]
+    unsafe fn tiles<I: Instructions, const ROWS: usize, const PANELS: usize>(
+        &self,
+        panels: Range<usize>,
+        row: usize,
+        target: &Target<'_>,
+    ) {
+        for panel in panels.step_by(PANELS) {
             // SAFETY: passed on.
-            unsafe {
-                with_rows!(num_rows, I::INTEGER_ROWS, ROWS => with_rows!(
-                    (end - panel).min(panels_together::<F, I>(ROWS)), panels_together::<F, I>(ROWS),
-                    PANELS => I::apart(Tile::<F, ROWS, PANELS> { linear: self, target, row, panel })
-                ));
-            }
+            unsafe { I::apart(Tile::<F, A, ROWS, PANELS> { linear: self, target, row, panel }) };
         }
     }
 }
 
-impl<F: Format> Product for BlockLinear<'_, F> {
+impl<F: Format, A: Activation> Product for BlockLinear<'_, F, A> {
     type Start = Usual;
 
     fn tasks(&self) -> &Tasks {

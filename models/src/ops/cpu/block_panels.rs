@@ -7,21 +7,16 @@
 //! block of 16 rows =  d of each row | for q4_k dmin of each row            f16
 //!                     for q4_k and q6_k: of each unit both scales          a byte for each row, unpacked
 //!                     units of 32 inputs, each of steps of 64 bytes
-//! step             =  32 lanes of 16 bits: of each row an even and an odd input
-//! four             =  inputs i, i + 1, i + 8 and i + 9 of one half of a unit
-//! lanes of q8_0    =  of a four:                        i + 8 | i
-//! lanes of q4      =  of fours in both halves:          16 + i + 8 | i + 8 | 16 + i | i
-//! lanes of q6_k    =  of a half, three steps:           bits 0-3 of 6  | i + 8 = 8  | i = 0
-//!                                                       bits 0-3 of 14 | 10         | 2
-//!                                               bits 4-5 of 14 and 6   | 12         | 4
+//! step             =  of each row 4 bytes, for the neighbouring inputs 4 f .. 4 f + 4: a four
+//! byte of q8_0     =  of four f = step
+//! byte of q4       =  of fours in both halves of a unit:   step + 4 | step
+//! byte of q6_k     =  of one half:                         two bits of four 3 | step, for steps 0 to 2
 //! ```
 //!
 //! So one load brings inputs for eight outputs, or for sixteen where a register is as wide as a step; each output keeps its own
-//! running sum, and no sum is taken across lanes. What lies in one lane are neighbours in memory among the activations.
-//! Padding is zeros.
+//! running sum, and no sum is taken across lanes. Padding is zeros.
 
 use std::borrow::Cow;
-use std::ops::Range;
 
 use super::buffer::PageBuffer;
 use super::launch::Output;
@@ -31,7 +26,7 @@ use crate::ops::Compute;
 use crate::ops::blocks::{self, Head, UNIT};
 use crate::{ModelError, StoredDtype};
 
-/// Bytes of the vectors that a product takes together.
+/// Bytes that a product takes together.
 pub(super) const STEP: usize = 64;
 
 #[derive(Debug)]
@@ -122,8 +117,8 @@ impl BlockPanels {
         for (block, values) in blocks {
             let head = take_head(&layout, block, row % PANEL);
             for (unit, values) in values.as_chunks_mut::<UNIT>().0.iter_mut().enumerate() {
-                let quants = &block[layout.unit(unit)..][..layout.unit_bytes];
-                *values = head.scales(self.dtype, unit).apply(&take_quants(self.dtype, quants, row % PANEL));
+                let steps = block[layout.unit(unit)..][..layout.unit_bytes].as_chunks().0;
+                *values = head.scales(self.dtype, unit).apply(&take_quants(self.dtype, steps, row % PANEL));
             }
         }
     }
@@ -167,13 +162,11 @@ fn put_blocks<'a>(dtype: StoredDtype, place: &mut [u8], blocks: impl Iterator<It
         }
     }
     for unit in 0..layout.num_units {
-        let mut quants = [[0; PANEL]; UNIT];
-        for (lane, block) in blocks.clone().enumerate() {
-            for (inputs, quant) in quants.iter_mut().zip(blocks::quants(dtype, block, unit)) {
-                inputs[lane] = quant.wrapping_add(offset(dtype) as i8).cast_unsigned();
-            }
+        let steps = place[layout.unit(unit)..][..layout.unit_bytes].as_chunks_mut::<STEP>().0;
+        for (row, block) in blocks.clone().enumerate() {
+            let quants = blocks::quants(dtype, block, unit).map(|quant| (i32::from(quant) + offset(dtype)) as u8);
+            put_quants(dtype, steps, (row, &quants));
         }
-        put_quants(dtype, &quants, &mut place[layout.unit(unit)..][..layout.unit_bytes]);
     }
 }
 
@@ -191,79 +184,41 @@ fn take_head(layout: &Layout, block: &[u8], lane: usize) -> Head {
     head
 }
 
-/// Some bits of the quants of a pair of inputs: `count` of them from bit `from` on, which lie from bit `shift` of a lane on.
-#[derive(Clone, Copy)]
-struct Bits {
-    pair: usize,
-    shift: usize,
-    from: usize,
-    count: usize,
-}
-
-/// What the lanes of a unit's step hold, of the even input of each pair in one lane and of the odd one in the next.
-fn parts_of(dtype: StoredDtype, step: usize) -> impl Iterator<Item = Bits> {
-    let whole = |pair, shift, count| Some(Bits { pair, shift, from: 0, count });
-    let parts = match dtype {
-        StoredDtype::Q8_0 => {
-            let pairs = pairs_of(step);
-            [whole(pairs[0], 0, 8), whole(pairs[1], 8, 8), None, None]
-        }
-        StoredDtype::Q6K => {
-            let (half, place) = (step / 3, step % 3);
-            let pairs = pairs_of(4 * half + place);
-            let last = pairs_of(4 * half + 3);
-            let high = |index: usize| Some(Bits { pair: last[index], shift: 12 + 2 * index, from: 4, count: 2 });
-            let rest = if place < 2 { [whole(last[place], 12, 4), None] } else { [high(0), high(1)] };
-            [whole(pairs[0], 0, 6), whole(pairs[1], 6, 6), rest[0], rest[1]]
-        }
-        _ => {
-            let (pairs, others) = (pairs_of(step), pairs_of(step + 4));
-            [whole(pairs[0], 0, 4), whole(others[0], 4, 4), whole(pairs[1], 8, 4), whole(others[1], 12, 4)]
-        }
-    };
-    parts.into_iter().flatten()
-}
-
-/// The two pairs of inputs of one of the eight fours of a unit, which products take together: both lie in one half of it.
-pub(super) const fn pairs_of(four: usize) -> [usize; 2] {
-    let first = four / 4 * 8 + four % 4;
-    [first, first + 4]
-}
-
-/// Where a step holds the lane of one of its 16 rows and of the even or odd inputs.
-fn lane_at(row: usize, parity: usize) -> Range<usize> {
-    let start = (2 * row + parity) * size_of::<u16>();
-    start..start + size_of::<u16>()
-}
-
-/// A unit's quants, not negative, by input and row.
-fn put_quants(dtype: StoredDtype, quants: &[[u8; PANEL]; UNIT], unit: &mut [u8]) {
-    for (step, vectors) in unit.as_chunks_mut::<STEP>().0.iter_mut().enumerate() {
-        for parity in 0..2 {
-            let mut lanes = [0; PANEL];
-            for Bits { pair, shift, from, count } in parts_of(dtype, step) {
-                for (lane, quant) in lanes.iter_mut().zip(&quants[2 * pair + parity]) {
-                    *lane |= (u16::from(*quant) >> from & ((1 << count) - 1)) << shift;
-                }
+/// The quants of one row of a unit, not negative.
+fn put_quants(dtype: StoredDtype, steps: &mut [[u8; STEP]], (row, quants): (usize, &[u8; UNIT])) {
+    let fours = quants.as_chunks().0;
+    let four = |index: usize| u32::from_le_bytes(fours[index]);
+    for (step, rows) in steps.iter_mut().enumerate() {
+        let bytes = match dtype {
+            StoredDtype::Q8_0 => four(step),
+            StoredDtype::Q6K => {
+                let (half, place) = (step / 3, step % 3);
+                four(4 * half + place) | (four(4 * half + 3) >> (2 * place) & 0x0303_0303) << 6
             }
-            for (row, lane) in lanes.into_iter().enumerate() {
-                vectors[lane_at(row, parity)].copy_from_slice(&lane.to_le_bytes());
-            }
-        }
+            _ => four(step) | four(step + 4) << 4,
+        };
+        rows.as_chunks_mut().0[row] = bytes.to_le_bytes();
     }
 }
 
-/// The quants of one row of a unit.
-fn take_quants(dtype: StoredDtype, unit: &[u8], row: usize) -> [i8; UNIT] {
-    let mut quants = [0; UNIT];
-    for (step, vectors) in unit.as_chunks::<STEP>().0.iter().enumerate() {
-        for parity in 0..2 {
-            let bytes = &vectors[lane_at(row, parity)];
-            let lane = u16::from_le_bytes([bytes[0], bytes[1]]);
-            for Bits { pair, shift, from, count } in parts_of(dtype, step) {
-                quants[2 * pair + parity] |= (lane >> shift & ((1 << count) - 1)) << from;
+/// What [`put_quants`] has put there, its offset taken off.
+fn take_quants(dtype: StoredDtype, steps: &[[u8; STEP]], row: usize) -> [i8; UNIT] {
+    let mut quants = [[0; 4]; UNIT / 4];
+    for (step, rows) in steps.iter().enumerate() {
+        let bytes: [u8; 4] = rows.as_chunks().0[row];
+        match dtype {
+            StoredDtype::Q8_0 => quants[step] = bytes,
+            StoredDtype::Q6K => {
+                let (half, place) = (step / 3, step % 3);
+                quants[4 * half + place] = bytes.map(|byte| byte & 0x3f);
+                let last = &mut quants[4 * half + 3];
+                last.iter_mut().zip(bytes).for_each(|(quant, byte)| *quant |= byte >> 6 << (2 * place));
+            }
+            _ => {
+                quants[step] = bytes.map(|byte| byte & 0xf);
+                quants[step + 4] = bytes.map(|byte| byte >> 4);
             }
         }
     }
-    quants.map(|quant| (i32::from(quant) - offset(dtype)) as i8)
+    std::array::from_fn(|k| (i32::from(quants[k / 4][k % 4]) - offset(dtype)) as i8)
 }

@@ -12,7 +12,9 @@ use super::lanes::Lanes;
 use super::launch::{Kernel, launch, launch_bf16};
 use super::pairs::Pairs;
 use super::panels::PANEL;
+use super::rounded_rows::Activation;
 use super::tile::{MAX_ROWS, Weight};
+use crate::ActivationDtype;
 use crate::ops::{Compute, Float};
 
 /// Elements of one task's read.
@@ -25,8 +27,11 @@ const TASKS_PER_THREAD: usize = 32;
 
 /// Of [`MultiplyIntegers`]: a whole number of tiles of any instructions.
 const INTEGER_SUMS: usize = 60;
-const INTEGER_ROUNDS: usize = 4 * 1024;
+const UNITS: usize = 512;
+const PARTS_OF_UNIT: usize = 8;
 const FACTORS: usize = 64;
+/// Of quants that all instructions are fast with.
+const QUANT_BITS: u32 = 4;
 
 pub(crate) fn read_through(compute: &Compute, values: &[f32]) {
     launch(compute, values.len() / PIECE, &Read { values });
@@ -49,9 +54,17 @@ pub(crate) fn multiply_add(compute: &Compute) -> u64 {
 }
 
 pub(crate) fn multiply_integers(compute: &Compute) -> u64 {
+    match compute.activation_dtype() {
+        ActivationDtype::Int16 => multiply_by(compute, [1i16, -1]),
+        ActivationDtype::Int8 => multiply_by(compute, [1i8, -1, 1, -1]),
+    }
+}
+
+/// With a part of activations.
+fn multiply_by<A: Activation, const LEN: usize>(compute: &Compute, part: [A; LEN]) -> u64 {
     let num_tasks = compute.num_threads() * TASKS_PER_THREAD;
-    launch(compute, num_tasks, &MultiplyIntegers { factors: [[1, -1]; FACTORS], weights: [1; 2 * PANEL] });
-    (4 * num_tasks * INTEGER_ROUNDS * INTEGER_SUMS * PANEL) as u64
+    launch(compute, num_tasks, &MultiplyIntegers { parts: [part; FACTORS], quants: [1; 4 * PANEL] });
+    (2 * LEN * num_tasks * UNITS * PARTS_OF_UNIT * INTEGER_SUMS * PANEL) as u64
 }
 
 struct Read<'a> {
@@ -101,26 +114,36 @@ impl<W: Weight> Kernel for MultiplyAdd<W> {
     }
 }
 
-/// Pairs of neighbours, another one in each step: equal ones, which the compiler cannot know, or it would multiply once for all.
-struct MultiplyIntegers {
-    factors: [[i16; 2]; FACTORS],
-    weights: [i16; 2 * PANEL],
+/// Parts of activations, another one in each step: equal ones, which the compiler cannot know, or it would multiply once for
+/// all.
+struct MultiplyIntegers<A, const LEN: usize> {
+    parts: [[A; LEN]; FACTORS],
+    quants: [u8; 4 * PANEL],
 }
 
-impl Kernel for MultiplyIntegers {
+impl<A: Activation, const LEN: usize> Kernel for MultiplyIntegers<A, LEN> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, _task: usize) {
-        let Self { factors, weights } = black_box(self);
-        // SAFETY: pairs of factors, and those of a panel's columns; the launch vouches for the instructions.
+        let Self { parts, quants } = black_box(self);
+        const { assert!(LEN * size_of::<A>() == size_of::<i32>()) };
+        // SAFETY: parts of 32 bits, and those of a panel's columns; the launch vouches for the instructions.
         unsafe {
-            let weights = PairsOf::<I>::load(weights.as_ptr().cast());
+            let quants = PairsOf::<I>::load(quants.as_ptr());
             for _ in 0..const { whole_parts(INTEGER_SUMS, I::INTEGER_ROWS) } {
                 let mut sums = [PairsOf::<I>::splat_sum(0); MAX_ROWS];
-                for round in 0..INTEGER_ROUNDS {
-                    for (row, sums) in sums.iter_mut().enumerate().take(I::INTEGER_ROWS) {
-                        let factor = PairsOf::<I>::splat_pair(factors[(round + row) % FACTORS].as_ptr());
-                        *sums = weights.dot(factor, *sums);
+                for unit in 0..UNITS {
+                    let mut running = [A::begin::<PairsOf<I>>(sums[0]); MAX_ROWS];
+                    running.iter_mut().zip(sums).for_each(|(running, sums)| *running = A::begin::<PairsOf<I>>(sums));
+                    for place in 0..PARTS_OF_UNIT {
+                        for (row, sums) in running.iter_mut().enumerate().take(I::INTEGER_ROWS) {
+                            let part = &parts[(unit + place + row) % FACTORS];
+                            let part = PairsOf::<I>::splat(part.as_ptr().cast());
+                            *sums = A::dot((quants, QUANT_BITS), part, *sums);
+                        }
                     }
+                    sums.iter_mut().zip(running).for_each(|(sums, running)| {
+                        *sums = A::end::<PairsOf<I>>(QUANT_BITS, running);
+                    });
                 }
                 sums.into_iter().for_each(|sums| keep(I::Panel::of_sums(sums)));
             }

@@ -23,8 +23,8 @@ use super::rounded_rows::RoundedRows;
 use super::target::Target;
 use super::tile::{self, Factors, Weight, with_rows};
 use super::view::Rows;
-use crate::ModelError;
 use crate::ops::{Compute, Matrix, MatrixView};
+use crate::{ActivationDtype, ModelError};
 
 /// Rows of one task: a whole number of tiles of any instructions. With a piece of `k` they fit in the second-level cache.
 const TASK_ROWS: usize = 72;
@@ -86,7 +86,7 @@ pub(crate) fn best_of_linear(
 }
 
 fn multiply(compute: &Compute, x: &Rows<'_>, (parts, out_features): (&[PackedPart], usize), sink: &mut Sink<'_>) {
-    let (mut rounded, mut pairs) = (None, None);
+    let (mut rounded, mut rounded_to_bytes, mut pairs) = (None, None, None);
     let mut first_column = 0;
     for part in parts {
         match part {
@@ -104,8 +104,17 @@ fn multiply(compute: &Compute, x: &Rows<'_>, (parts, out_features): (&[PackedPar
                 }
             }
             PackedPart::Blocks(panels) => {
-                let x = rounded.get_or_insert_with(|| RoundedRows::new(compute, x));
-                block_linear::linear(compute, x, panels, (sink, first_column));
+                let sink = (&mut *sink, first_column);
+                match compute.activation_dtype() {
+                    ActivationDtype::Int16 => {
+                        let x = rounded.get_or_insert_with(|| RoundedRows::<i16>::new(compute, x));
+                        block_linear::linear(compute, x, panels, sink);
+                    }
+                    ActivationDtype::Int8 => {
+                        let x = rounded_to_bytes.get_or_insert_with(|| RoundedRows::<i8>::new(compute, x));
+                        block_linear::linear(compute, x, panels, sink);
+                    }
+                }
             }
         }
         first_column += part.out_features();

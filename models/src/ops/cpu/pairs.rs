@@ -15,13 +15,15 @@ pub(super) trait Pairs: Copy {
 
     /// A 32-bit lane for every two.
     type Sums: Copy;
+    /// The same while products of bytes are added to them.
+    type ByteSums: Copy;
 
     /// `value` in every lane.
     unsafe fn splat_sum(value: i32) -> Self::Sums;
     /// [`Pairs::BYTES`], each lane little-endian.
     unsafe fn load(from: *const u8) -> Self;
-    /// The two elements at `from` in every pair of lanes.
-    unsafe fn splat_pair(from: *const i16) -> Self;
+    /// The four bytes at `from`, which need not be aligned, in every pair of lanes.
+    unsafe fn splat(from: *const i32) -> Self;
     unsafe fn and(self, mask: i16) -> Self;
     unsafe fn or(self, other: Self) -> Self;
     /// Zeros come in from above.
@@ -29,6 +31,12 @@ pub(super) trait Pairs: Copy {
     /// `sums[i] + self[2 i] * x[2 i] + self[2 i + 1] * x[2 i + 1]`, which must fit. One instruction where the CPU has VNNI
     /// (`vpdpwssd`).
     unsafe fn dot(self, x: Self, sums: Self::Sums) -> Self::Sums;
+    unsafe fn begin_bytes(sums: Self::Sums) -> Self::ByteSums;
+    /// As [`Pairs::dot`] of bytes, four for each sum: unsigned ones of at most so many `bits`, and signed ones of `x`, none of
+    /// which is -128. At most eight times before [`Pairs::end_bytes`], with the same `bits`. One instruction where the CPU has
+    /// VNNI (`vpdpbusd`).
+    unsafe fn dot_bytes(self, bits: u32, x: Self, sums: Self::ByteSums) -> Self::ByteSums;
+    unsafe fn end_bytes(bits: u32, sums: Self::ByteSums) -> Self::Sums;
 }
 
 /// Twice as many, in two registers.
@@ -36,6 +44,7 @@ impl<P: Pairs> Pairs for [P; 2] {
     const BYTES: usize = 2 * P::BYTES;
 
     type Sums = [P::Sums; 2];
+    type ByteSums = [P::ByteSums; 2];
 
     // SAFETY, for every block below: passed on, each half with its own half of the bytes.
     #[inline(always)]
@@ -49,8 +58,8 @@ impl<P: Pairs> Pairs for [P; 2] {
     }
 
     #[inline(always)]
-    unsafe fn splat_pair(from: *const i16) -> Self {
-        [unsafe { P::splat_pair(from) }; 2]
+    unsafe fn splat(from: *const i32) -> Self {
+        [unsafe { P::splat(from) }; 2]
     }
 
     #[inline(always)]
@@ -72,6 +81,21 @@ impl<P: Pairs> Pairs for [P; 2] {
     unsafe fn dot(self, x: Self, sums: Self::Sums) -> Self::Sums {
         unsafe { [self[0].dot(x[0], sums[0]), self[1].dot(x[1], sums[1])] }
     }
+
+    #[inline(always)]
+    unsafe fn begin_bytes(sums: Self::Sums) -> Self::ByteSums {
+        unsafe { [P::begin_bytes(sums[0]), P::begin_bytes(sums[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes(self, bits: u32, x: Self, sums: Self::ByteSums) -> Self::ByteSums {
+        unsafe { [self[0].dot_bytes(bits, x[0], sums[0]), self[1].dot_bytes(bits, x[1], sums[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn end_bytes(bits: u32, sums: Self::ByteSums) -> Self::Sums {
+        unsafe { [P::end_bytes(bits, sums[0]), P::end_bytes(bits, sums[1])] }
+    }
 }
 
 /// The form for any CPU.
@@ -89,6 +113,7 @@ impl Pairs for PortablePairs {
     const BYTES: usize = LANES * size_of::<i16>();
 
     type Sums = [i32; LANES / 2];
+    type ByteSums = Self::Sums;
 
     #[inline(always)]
     unsafe fn splat_sum(value: i32) -> Self::Sums {
@@ -103,9 +128,9 @@ impl Pairs for PortablePairs {
     }
 
     #[inline(always)]
-    unsafe fn splat_pair(from: *const i16) -> Self {
-        // SAFETY: the caller's pointer is valid for two elements.
-        let [even, odd] = unsafe { from.cast::<[i16; 2]>().read_unaligned() };
+    unsafe fn splat(from: *const i32) -> Self {
+        // SAFETY: the caller's pointer is valid for four bytes.
+        let [even, odd] = unsafe { from.cast::<[[u8; 2]; 2]>().read_unaligned() }.map(i16::from_le_bytes);
         Self(std::array::from_fn(|lane| if lane % 2 == 0 { even } else { odd }))
     }
 
@@ -130,6 +155,27 @@ impl Pairs for PortablePairs {
             let product = |lane: usize| i32::from(self.0[lane]) * i32::from(x.0[lane]);
             *sum += product(2 * index) + product(2 * index + 1);
         }
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn begin_bytes(sums: Self::Sums) -> Self::Sums {
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes(self, _bits: u32, x: Self, mut sums: Self::Sums) -> Self::Sums {
+        for (index, sum) in sums.iter_mut().enumerate() {
+            for lane in [2 * index, 2 * index + 1] {
+                let products = self.0[lane].to_le_bytes().into_iter().zip(x.0[lane].to_le_bytes());
+                *sum += products.map(|(one, other)| i32::from(one) * i32::from(other.cast_signed())).sum::<i32>();
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn end_bytes(_bits: u32, sums: Self::Sums) -> Self::Sums {
         sums
     }
 }

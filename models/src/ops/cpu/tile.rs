@@ -99,7 +99,7 @@ impl Weight for Bf16Pair {
 
     #[inline(always)]
     unsafe fn splat<I: Instructions>(factor: *const Self) -> PairsOf<I> {
-        unsafe { PairsOf::<I>::splat_pair(factor.cast()) }
+        unsafe { PairsOf::<I>::splat(factor.cast()) }
     }
 
     #[inline(always)]
