@@ -25,8 +25,10 @@ const MOST_RUNS: usize = 16;
 const LONG: Duration = Duration::from_millis(300);
 /// Before the first request, a kind that has taken this long is not run again.
 const ENOUGH: Duration = Duration::from_millis(30);
-/// Then the chunk, the longest step of all, takes less than this.
+/// Then the chunk, the longest step of all, takes less than this, unless it has few tokens.
 const LONG_AT_START: Duration = Duration::from_millis(100);
+/// Enough to take longer than one.
+const FEW_TOKENS: usize = 8;
 const CHUNK_TOKENS: usize = 64;
 const BATCH_SEQUENCES: usize = 8;
 const CONTEXT_TOKENS: usize = 513;
@@ -169,13 +171,15 @@ impl Calibration {
         unfinished.min_by_key(|kind| kind.runs).map_or(Ok(()), |kind| kind.look(probe))
     }
 
-    /// As many tokens as surely take less than `longest`, if at the slowest each takes as long as one of a batch: fewer would
+    /// As many tokens as surely take less than `longest`, or [`FEW_TOKENS`] in less than [`LONG`], if at the slowest each takes as
+    /// long as one of a batch: fewer would
     /// take hardly longer than one alone, for which all weights are read too, and seem to cost nothing. Where the first steps
     /// were held up, that is known only when others were not.
     fn fit_chunk(&mut self, longest: Duration) {
         let of_batch = self.batch.fastest / self.batch.shape.sequences.max(1) as u32;
-        let in_time = longest.as_nanos() / self.one_token.fastest.min(of_batch).as_nanos().max(1);
-        let tokens = (in_time.min(CHUNK_TOKENS as u128) as usize).max(2).min(self.longest_chunk);
+        let token_ns = self.one_token.fastest.min(of_batch).as_nanos().max(1);
+        let within = |longest: Duration| (longest.as_nanos() / token_ns).min(CHUNK_TOKENS as u128) as usize;
+        let tokens = within(longest).max(within(LONG).min(FEW_TOKENS)).max(2).min(self.longest_chunk);
         if tokens > self.chunk.shape.num_tokens {
             self.chunk = StepKind::nothing_of(1, 0, tokens);
         }

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::{Compute, RowQuestion};
 use passerelle_models::{
-    BlockId, CausalLm, KvCache, KvDtype, LoadOptions, ModelInput, WeightDtype, demo_checkpoint, load, unwatched,
+    ActivationDtype, BlockId, CausalLm, KvCache, KvDtype, LoadOptions, ModelInput, WeightDtype, demo_checkpoint, load,
+    unwatched,
 };
 
 /// Of all threads: the pool's compute too.
@@ -97,12 +98,14 @@ impl Batch {
 #[test]
 fn a_steady_step_of_decoding_allocates_nothing() {
     let weights = [WeightDtype::Auto, WeightDtype::F32, WeightDtype::F16, WeightDtype::Q8_0, WeightDtype::Q4_0];
-    for dtype in weights {
+    let (int16, int8) = (ActivationDtype::Int16, ActivationDtype::Int8);
+    for (dtype, activation_dtype) in weights.map(|dtype| (dtype, int16)).into_iter().chain([(WeightDtype::Q4_0, int8)])
+    {
         for kv_dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
             // Alone, a few and many, and alone behind so much that threads share its keys.
             for (sequences, prompt) in [(1, 3), (7, 20), (40, 3), (1, 1700)] {
                 for wants in [Wants::Rows, Wants::Best] {
-                    let options = LoadOptions { dtype, kv_dtype, ..LoadOptions::default() };
+                    let options = LoadOptions { dtype, kv_dtype, activation_dtype, ..LoadOptions::default() };
                     let mut batch = Batch::new(&options, sequences, prompt, wants);
                     (0..2).for_each(|_| _ = batch.step(1));
                     let steady: Vec<_> = (0..4).map(|_| batch.step(1)).collect();

@@ -80,7 +80,8 @@ pub fn multiply_add(compute: &Compute) -> u64 {
     cpu::limits::multiply_add(compute)
 }
 
-/// The same of pairs of 16-bit integers, as quantised weights meet activations. Returns how many operations they were.
+/// The same of integers, of as many bits as activations are rounded to where they meet quantised weights. Returns how many
+/// operations they were.
 pub fn multiply_integers(compute: &Compute) -> u64 {
     cpu::limits::multiply_integers(compute)
 }

@@ -1,16 +1,17 @@
+use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 
 use super::numbers::Random;
 use super::trial::{Trial, placed, values};
 use crate::ops::{self, Compute, FEW_ROWS, Float, PackedWeight, WeightPart};
-use crate::{ModelError, StoredDtype};
+use crate::{ActivationDtype, ModelError, StoredDtype};
 
 /// Rows, inputs, outputs: one token and many, and widths that are no whole panel.
 const SHAPES: [[usize; 3]; 7] =
     [[1, 64, 48], [1, 1032, 35], [5, 96, 211], [33, 257, 130], [70, 1031, 97], [256, 512, 96], [2, 3, 17]];
 /// Whole blocks of every kind.
 const BLOCK_SHAPES: [[usize; 3]; 6] =
-    [[1, 256, 48], [2, 512, 21], [4, 256, 9], [7, 512, 35], [70, 512, 64], [130, 256, 19]];
+    [[1, 256, 88], [2, 512, 70], [4, 256, 9], [7, 512, 35], [70, 512, 64], [130, 256, 19]];
 /// Of two quantised dtypes, one below the other: rows, and outputs of each.
 const STACKED: [[usize; 3]; 3] = [[1, 24, 13], [5, 24, 13], [40, 13, 24]];
 
@@ -39,12 +40,38 @@ pub(super) fn check(trial: &mut Trial) -> Result<(), ModelError> {
                 let compute = trial.subject().clone().with_bf16_products();
                 trial.compare_one(&compute, ("product, bf16 by bf16", at), allowed, &run);
             }
+            if dtype.is_quantised() && trial.subject().is_host() {
+                rounded_to_bytes(trial, [rows, inputs, outputs], &parts)?;
+            }
             if rows == shapes[0][0] {
                 rows_of_a_table(trial, (dtype, float), (inputs, outputs), &parts);
             }
         }
     }
     stacked(trial);
+    Ok(())
+}
+
+/// With activations that 8 bits can hold, so that rounding them changes nothing.
+fn rounded_to_bytes(
+    trial: &mut Trial,
+    [rows, inputs, outputs]: [usize; 3],
+    parts: &[WeightPart<'_>],
+) -> Result<(), ModelError> {
+    const LARGEST: f32 = 127.0;
+    /// Of inputs with one scale.
+    const UNIT: usize = 32;
+    let mut x = Random(inputs as u64).values(rows * inputs);
+    for unit in x.as_chunks_mut::<UNIT>().0 {
+        unit.iter_mut().for_each(|value| *value = (*value * LARGEST).round() / LARGEST);
+        unit[0] = 1.0;
+    }
+    let x = Tensor::from_vec(x, (rows, inputs), &Device::Cpu)?;
+    let compute = trial.subject().with_activations_in(ActivationDtype::Int8)?;
+    let at = format!("[{rows}, {inputs}] x [{outputs}, {inputs}], {}", parts[0].dtype);
+    trial.compare_one(&compute, ("product, 8-bit activations", at), ROUNDED_ROWS, &|compute| {
+        values(&ops::linear(compute, &x, &PackedWeight::pack(compute, None, inputs, parts)?, None)?)
+    });
     Ok(())
 }
 

@@ -132,6 +132,26 @@ fn activations_in_8_bits_meet_the_weights_as_they_are_rounded_in_every_body_alik
     }
 }
 
+/// As many panels as are visited together, and a few more.
+#[test]
+fn rows_of_a_large_weight_have_the_bits_of_those_of_small_ones() {
+    const COPIES: usize = 7;
+    for dtype in QUANTISED {
+        let (bytes, weights) = stored(dtype);
+        let copies = [WeightPart { dtype, bytes: &bytes }; COPIES];
+        for compute in fast().into_iter().chain(with_bytes(fast())) {
+            let large = PackedWeight::pack(&compute, None, weights.dims()[1], &copies).unwrap();
+            for m in 1..=11 {
+                let x = Random(m as u64).tensor(&[m, weights.dims()[1]]);
+                let together = linear(&compute, &x, &large, None).unwrap();
+                let alone = linear(&compute, &x, &pack(&compute, dtype), None).unwrap();
+                let expected = Tensor::cat(&[&alone; COPIES], 1).unwrap();
+                assert_same_bits(&format!("{dtype}, {m} rows, {}", compute.kernels()), &together, &expected);
+            }
+        }
+    }
+}
+
 /// The largest quants of either sign, times the largest activations: sums of 16 bits would not hold all of their products.
 #[test]
 fn the_largest_products_of_bytes_are_exact() {
@@ -139,11 +159,14 @@ fn the_largest_products_of_bytes_are_exact() {
     let q8_0 = |quant: i8| [&ONE[..], &[quant.cast_unsigned(); 32]].concat();
     let q4_0 = |byte: u8| [&ONE[..], &[byte; 16]].concat();
     let q6_k = |low: u8, high: u8| [&[low; 128][..], &[high; 64], &[1; 16], &ONE].concat();
+    // Scales of 1 and minima of 0, see `blocks.rs`.
+    let q4_k = |byte: u8| [&ONE[..], &[0; 2], &[1; 4], &[0; 4], &[1; 4], &[byte; 128]].concat();
     let blocks = [
         (StoredDtype::Q8_0, q8_0(-128), -128.0),
         (StoredDtype::Q8_0, q8_0(127), 127.0),
         (StoredDtype::Q4_0, q4_0(0xff), 7.0),
         (StoredDtype::Q4_0, q4_0(0), -8.0),
+        (StoredDtype::Q4K, q4_k(0xff), 15.0),
         (StoredDtype::Q6K, q6_k(0xff, 0xff), 31.0),
         (StoredDtype::Q6K, q6_k(0, 0), -32.0),
     ];
@@ -181,7 +204,7 @@ fn parts_of_several_dtypes_stack_without_rounding_any() {
     let float_bytes: Vec<u8> = floats.iter().flat_map(|value| value.to_le_bytes()).collect();
     let x = Random(4).tensor(&[3, 512]);
     let bias = Random(5).tensor(&[3 * ROWS + 5]);
-    for compute in fast() {
+    for compute in fast().into_iter().chain(with_bytes(fast())) {
         let mut stacked: Vec<_> = parts.iter().map(|(dtype, bytes, _)| WeightPart { dtype: *dtype, bytes }).collect();
         stacked.push(WeightPart { dtype: StoredDtype::F32, bytes: &float_bytes });
         let weight = PackedWeight::pack(&compute, None, 512, &stacked).unwrap();
@@ -200,7 +223,7 @@ fn parts_of_several_dtypes_stack_without_rounding_any() {
 
 #[test]
 fn what_is_not_a_number_is_not_hidden() {
-    for compute in fast() {
+    for compute in fast().into_iter().chain(with_bytes(fast())) {
         let weight = pack(&compute, StoredDtype::Q8_0);
         for poison in [f32::NAN, f32::INFINITY] {
             let mut x = Random(6).values(2 * 512);

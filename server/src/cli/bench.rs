@@ -221,7 +221,7 @@ impl BenchArgs {
 
 /// Whose products are the model's.
 fn compute_of(loaded: &Loaded, config: &ModelConfig, compute: &Compute) -> Result<Compute> {
-    if loaded.dtype == StoredDtype::Bf16.to_string() {
+    if loaded.dtype.starts_with(&StoredDtype::Bf16.to_string()) {
         return Ok(compute.for_kv_of(loaded.model.kv_cache_spec().format));
     }
     Ok(compute.with_activations_in(serve::load_options(config).activation_dtype)?)
@@ -336,7 +336,7 @@ impl Bench {
 
 fn print_head(report: &Report) -> Result<()> {
     output::line(format_args!(
-        "{}: {} of {} weights, {} threads, {} kernels",
+        "{}: {} of weights ({}), {} threads, {} kernels",
         report.model,
         ByteSize(report.weight_bytes),
         report.dtype,

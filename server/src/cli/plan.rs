@@ -160,6 +160,7 @@ pub(super) fn demand(model: &ModelConfig, config: &Config, sequences: usize) -> 
         step_tokens: max_num_batched_tokens,
         activations,
         kv: is.kv,
+        activation_dtype: load_options(model).activation_dtype,
     })
 }
 

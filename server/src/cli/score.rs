@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use passerelle::config::{Config, Environment, ModelConfig};
+use passerelle::config::{ActivationDtype, Config, Environment, ModelConfig};
 use passerelle::evaluation::score_file::{RanOn, Readers, Settings};
 use passerelle::evaluation::{DataSet, Header, ScoreReader, ScoreWriter, Totals};
 use passerelle::text::Tokenizer;
 use passerelle_engine::SharedModel;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_models::ops::Compute;
-use passerelle_models::{CheckpointFiles, ModelDigest};
+use passerelle_models::{CheckpointFiles, ModelDescription, ModelDigest};
 use serde::Serialize;
 
 use super::model_args::ModelArgs;
@@ -182,11 +182,21 @@ impl Run<'_> {
         Means { hub: &self.config.hub, compute: &self.compute, hashes: &self.hashes }
     }
 
+    /// What they are held as. What activations of the other model are rounded to is part of what is kept of both.
+    fn weights_of(&self, model: &ModelConfig, description: &ModelDescription) -> String {
+        let held = serve::held_as(model, description);
+        let is_told = self.against.is_none() || held.ends_with("int8");
+        match self.config.engine.activation_dtype {
+            ActivationDtype::Int8 if !is_told => format!("{held}, activations int8"),
+            ActivationDtype::Int8 | ActivationDtype::Int16 => held,
+        }
+    }
+
     fn header(&self, model: &ModelConfig, files: &CheckpointFiles) -> Result<Header> {
         let settings = Settings {
             data: self.data.digest.clone(),
             num_items: Some(self.data.items.len()),
-            weights: serve::held_as(model, &passerelle_models::describe(files)?),
+            weights: self.weights_of(model, &passerelle_models::describe(files)?),
             keys_and_values: format!("{:?}", model.kv_dtype).to_lowercase(),
             max_tokens: self.args.max_tokens.get(),
             against: self.against.as_ref().map(|reference| reference.digest),

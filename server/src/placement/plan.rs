@@ -3,7 +3,7 @@
 mod filled;
 mod shortage;
 
-use passerelle_models::{KvCacheSpec, KvFormat};
+use passerelle_models::{ActivationDtype, KvCacheSpec, KvFormat};
 
 use super::{Backend, KvDemand};
 use crate::units::ByteSize;
@@ -20,6 +20,8 @@ pub struct ModelDemand {
     pub smaller: Vec<(&'static str, HeldBytes)>,
     /// An encoder keeps nothing.
     pub kv: Option<KvCacheSpec>,
+    /// What activations are rounded to beside quantised weights.
+    pub activation_dtype: ActivationDtype,
     /// Tokens of a sequence, prompt and answer together.
     pub context: usize,
     /// Sequences of that length that must have room at once.
@@ -118,9 +120,13 @@ pub fn plan(models: &[ModelDemand], rooms: &[PartitionRoom]) -> Plan {
 }
 
 impl ModelDemand {
-    /// Whether there are kernels for what it keeps.
+    /// Whether there are kernels for how it is to be computed.
     fn runs_on(&self, room: &PartitionRoom) -> bool {
-        room.backend.is_none() || self.kv.as_ref().is_none_or(|kv| kv.format != KvFormat::Int8)
+        room.backend.is_none() || !self.keeps_int8() && self.activation_dtype == ActivationDtype::Int16
+    }
+
+    fn keeps_int8(&self) -> bool {
+        self.kv.as_ref().is_some_and(|kv| kv.format == KvFormat::Int8)
     }
 
     /// Bytes of a partition that has nothing else, without what its driver takes.

@@ -237,8 +237,10 @@ pub(crate) fn held_as(model: &ModelConfig, description: &ModelDescription) -> St
         WeightDtype::Auto => description.stored_dtype.to_string(),
         stated => format!("{stated:?}").to_lowercase(),
     };
+    // A GGUF file may hold some tensors as floats, most even.
+    let may_be_quantised = model.dtype == WeightDtype::Auto && model.source.ends_with(".gguf");
     match model.activation_dtype {
-        ActivationDtype::Int8 if is_quantised(&dtype) => format!("{dtype}, activations int8"),
+        ActivationDtype::Int8 if may_be_quantised || is_quantised(&dtype) => format!("{dtype}, activations int8"),
         ActivationDtype::Int8 | ActivationDtype::Int16 => dtype,
     }
 }

@@ -30,7 +30,7 @@ const INTEGER_SUMS: usize = 60;
 const UNITS: usize = 512;
 const PARTS_OF_UNIT: usize = 8;
 const FACTORS: usize = 64;
-/// Of quants that all instructions are fast with.
+/// Of quants that all instructions are fastest with: others may not reach that with bytes.
 const QUANT_BITS: u32 = 4;
 
 pub(crate) fn read_through(compute: &Compute, values: &[f32]) {
@@ -133,7 +133,11 @@ impl<A: Activation, const LEN: usize> Kernel for MultiplyIntegers<A, LEN> {
                 let mut sums = [PairsOf::<I>::splat_sum(0); MAX_ROWS];
                 for unit in 0..UNITS {
                     let mut running = [A::begin::<PairsOf<I>>(sums[0]); MAX_ROWS];
-                    running.iter_mut().zip(sums).for_each(|(running, sums)| *running = A::begin::<PairsOf<I>>(sums));
+                    running
+                        .iter_mut()
+                        .zip(sums)
+                        .take(I::INTEGER_ROWS)
+                        .for_each(|(running, sums)| *running = A::begin::<PairsOf<I>>(sums));
                     for place in 0..PARTS_OF_UNIT {
                         for (row, sums) in running.iter_mut().enumerate().take(I::INTEGER_ROWS) {
                             let part = &parts[(unit + place + row) % FACTORS];
@@ -141,7 +145,7 @@ impl<A: Activation, const LEN: usize> Kernel for MultiplyIntegers<A, LEN> {
                             *sums = A::dot((quants, QUANT_BITS), part, *sums);
                         }
                     }
-                    sums.iter_mut().zip(running).for_each(|(sums, running)| {
+                    sums.iter_mut().zip(running).take(I::INTEGER_ROWS).for_each(|(sums, running)| {
                         *sums = A::end::<PairsOf<I>>(QUANT_BITS, running);
                     });
                 }

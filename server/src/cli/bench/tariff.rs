@@ -87,7 +87,7 @@ impl TariffArgs {
             taken.iter().zip(ends).map(|(band, below)| Band { below, ..band.band(factor) }).collect();
         let reference = format!(
             "{batch} sequences at once, {prompt_tokens} prompt and {generate_tokens} generated tokens each at the beginning of \
-             each band; {dtype} weights, {threads} threads, {kernels} kernels; an hour of it is {factor} normalised GPU hours"
+             each band; weights {dtype}, {threads} threads, {kernels} kernels; an hour of it is {factor} normalised GPU hours"
         );
         let prices = vec![WrittenPrice { model: model.clone(), partition: None, bands }];
         Ok(WrittenTariff { version: date.clone(), since: date, reference, prices })

@@ -2,6 +2,7 @@
 
 use passerelle::config::{ByteSize, Config, Environment, Written};
 use passerelle::placement::{Backend, KvBudget, ModelDemand, PartitionRoom, plan};
+use passerelle_models::ActivationDtype;
 use passerelle_models::ops::Compute;
 
 use super::demand;
@@ -80,5 +81,11 @@ fn a_plan_puts_keys_and_values_in_8_bits_on_cpus_alone() {
     assert_eq!(alone.partitions[0].models.len(), 1, "the card takes what it reads");
     let [refused] = &alone.unplaced[..] else { panic!("one has no place: {:?}", alone.unplaced) };
     let why = refused.shortage.to_string();
-    assert!(refused.name == "demo" && why.contains("int8") && why.contains("--kv-dtype bf16"), "{why}");
+    assert!(refused.name == "demo" && why.contains("int8") && why.contains("with --kv-dtype bf16, or a CPU"), "{why}");
+    let rounded = ModelDemand { activation_dtype: ActivationDtype::Int8, ..demands[1].clone() };
+    let refused =
+        &plan(std::slice::from_ref(&rounded), std::slice::from_ref(&room("h100", Some(Backend::Cuda)))).unplaced;
+    let why = refused[0].shortage.to_string();
+    assert!(why.contains("with --activation-dtype int16, or a CPU"), "{why}");
+    assert!(plan(&[rounded], &[room("cpu", None)]).unplaced.is_empty());
 }

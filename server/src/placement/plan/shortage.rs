@@ -1,6 +1,6 @@
 use std::fmt;
 
-use passerelle_models::{KvCacheSpec, KvFormat};
+use passerelle_models::{ActivationDtype, KvCacheSpec, KvFormat};
 
 use super::{FilledPartition, KvBudget, ModelDemand, PartitionRoom};
 use crate::units::ByteSize;
@@ -24,7 +24,7 @@ pub enum Fits {
     Sequences { found: usize, asked: usize, context: usize },
     /// Not even its weights and a step.
     Nothing { needs: ByteSize, there_is: ByteSize },
-    /// Nothing on accelerators, which do not read keys and values in int8; there is nothing else.
+    /// Nothing on accelerators, which have no kernels for what is int8 of it; there is nothing else.
     ForCpus,
 }
 
@@ -35,8 +35,11 @@ pub enum Remedy {
     ShorterContext(usize),
     /// Weights of this dtype.
     Dtype(&'static str),
-    /// Keys and values of this one.
-    KvDtype(KvFormat),
+    /// What accelerators compute with, where it is another.
+    Wider {
+        kv: Option<KvFormat>,
+        activations: Option<&'static str>,
+    },
     /// A CPU beside what there is.
     Cpu {
         at_least: ByteSize,
@@ -108,14 +111,16 @@ fn room_left(partition: &FilledPartition, model: &ModelDemand) -> u64 {
     room.memory.0.saturating_sub(room.reserved.0 + steps - model.activations + asked.sum::<u64>())
 }
 
-/// For a model whose keys and values no accelerator reads.
+/// For a model of which something is int8 that no accelerator computes with.
 fn without_a_cpu(model: &ModelDemand, partitions: &[FilledPartition]) -> Vec<Remedy> {
-    let format = KvFormat::Bf16;
-    let kv = model.kv.clone().map(|kv| KvCacheSpec { format, ..kv });
-    let wider = ModelDemand { kv, ..model.clone() };
+    let format = if model.keeps_int8() { Some(KvFormat::Bf16) } else { None };
+    let kv = model.kv.clone().map(|kv| KvCacheSpec { format: format.unwrap_or(kv.format), ..kv });
+    let activations = (model.activation_dtype != ActivationDtype::Int16).then_some("int16");
+    let wider = ModelDemand { kv, activation_dtype: ActivationDtype::Int16, ..model.clone() };
     let fits = partitions.iter().any(|partition| partition.with(&wider).is_some());
     let at_least = ByteSize(model.weights.cpu + model.activations + model.kv_bytes(model.sequences));
-    fits.then_some(Remedy::KvDtype(format)).into_iter().chain([Remedy::Cpu { at_least }]).collect()
+    let wider = fits.then_some(Remedy::Wider { kv: format, activations });
+    wider.into_iter().chain([Remedy::Cpu { at_least }]).collect()
 }
 
 fn remedies(model: &ModelDemand, room: &PartitionRoom, fits: &Fits) -> Vec<Remedy> {
@@ -171,7 +176,7 @@ impl fmt::Display for Shortage {
                 write!(f, "its weights and one step take {needs}, and {place} has {there_is}")?;
             }
             Fits::ForCpus => {
-                f.write_str("keys and values in int8 are for models on a CPU, and no partition is one")?;
+                f.write_str("keys, values and activations in int8 are for models on a CPU, and no partition is one")?;
             }
         }
         let remedies: Vec<String> = self.remedies.iter().map(ToString::to_string).collect();
@@ -185,7 +190,11 @@ impl fmt::Display for Remedy {
             Self::FewerSequences(sequences) => write!(f, "--sequences {sequences}"),
             Self::ShorterContext(tokens) => write!(f, "--max-model-len {tokens}"),
             Self::Dtype(dtype) => write!(f, "--dtype {dtype}"),
-            Self::KvDtype(format) => write!(f, "--kv-dtype {format}"),
+            Self::Wider { kv, activations } => {
+                let kv = kv.map(|format| format!("--kv-dtype {format}"));
+                let activations = activations.map(|dtype| format!("--activation-dtype {dtype}"));
+                f.write_str(&kv.into_iter().chain(activations).collect::<Vec<_>>().join(" and "))
+            }
             Self::Cpu { at_least } => write!(f, "a CPU with {} for it", at_least.written_up()),
             Self::Partition { at_least } => write!(f, "a partition of {} of its own", at_least.written_up()),
         }

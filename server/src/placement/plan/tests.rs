@@ -26,6 +26,7 @@ fn model(name: &str, context: usize, sequences: usize) -> ModelDemand {
         step_tokens: 2048,
         activations: is.activations.bytes(2048, 256),
         kv: is.kv,
+        activation_dtype: ActivationDtype::Int16,
     }
 }
 
