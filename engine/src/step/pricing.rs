@@ -144,11 +144,17 @@ mod tests {
         started_with(clock, (None, Arc::default()))
     }
 
-    fn started_with(
+    fn started_with(clock: &Arc<BusyClock>, former: (Option<CostModel>, Arc<Kept>)) -> (StepLoop, EngineHandle) {
+        started_at(STEP, clock, former)
+    }
+
+    /// Of a model whose steps take `step`.
+    fn started_at(
+        step: Duration,
         clock: &Arc<BusyClock>,
         (former_costs, kept): (Option<CostModel>, Arc<Kept>),
     ) -> (StepLoop, EngineHandle) {
-        let pace = Pace { clock: clock.clock.clone(), step: STEP, further_token: FURTHER_TOKEN };
+        let pace = Pace { clock: clock.clock.clone(), step, further_token: FURTHER_TOKEN };
         let config = EngineConfig {
             num_kv_blocks: 64,
             max_model_len: 200,
@@ -182,6 +188,15 @@ mod tests {
         let after = clock.now();
         step_loop.refine_costs();
         assert_eq!(clock.now(), after, "then never again");
+    }
+
+    #[test]
+    fn a_start_of_a_slow_model_still_runs_enough_tokens_to_tell_their_price() {
+        let clock = Arc::new(BusyClock::default());
+        let step = 4 * STEP;
+        let (_step_loop, _handle) = started_at(step, &clock, (None, Arc::default()));
+        // Four of them would be surely done in 100 ms at the pace of a batch of eight, and twelve in 300 ms.
+        assert_eq!(clock.now(), 6 * step + 7 * FURTHER_TOKEN);
     }
 
     #[test]
