@@ -2,7 +2,7 @@
 //!
 //! | operation | cost |
 //! | --- | --- |
-//! | allocate, acquire, release, find, register | O(1) |
+//! | allocate, acquire, release, find, find_tail, register | O(1) |
 //! | check_integrity | O(blocks) |
 //!
 //! Free blocks form one doubly linked list, threaded by index through the block records. It is in eviction order:
@@ -23,10 +23,11 @@
 //! only over slots that were written. So every slot is overwritten before it is read. A test of the real decoder fills
 //! each block with NaN in the moment that it is handed out, and finds the same bits.
 
-use passerelle_models::BlockId;
+use passerelle_models::{BlockId, TokenId};
 
-use crate::prefix::BlockKey;
+use crate::prefix::{BlockContents, BlockHash, BlockKey};
 use crate::prefix_index::PrefixIndex;
+use crate::tail_index::TailIndex;
 
 #[derive(Debug)]
 pub(crate) struct BlockPool {
@@ -35,6 +36,8 @@ pub(crate) struct BlockPool {
     sentinel: u32,
     num_free: usize,
     prefixes: PrefixIndex,
+    /// Of the blocks of group 0 that carry a prefix: the others' carry the same ones.
+    tails: TailIndex,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -46,11 +49,12 @@ struct Block {
 }
 
 impl BlockPool {
-    pub(crate) fn new(num_blocks: usize) -> Self {
+    pub(crate) fn new(num_blocks: usize, block_size: usize) -> Self {
         let sentinel = u32::try_from(num_blocks).expect("a cache of four billion blocks does not fit any memory");
         let mut blocks = vec![Block::default(); num_blocks + 1];
         blocks[num_blocks] = Block { previous: sentinel, next: sentinel, ..Block::default() };
-        let mut pool = Self { blocks, sentinel, num_free: 0, prefixes: PrefixIndex::new(num_blocks) };
+        let (prefixes, tails) = (PrefixIndex::new(num_blocks), TailIndex::new(num_blocks, block_size));
+        let mut pool = Self { blocks, sentinel, num_free: 0, prefixes, tails };
         for block in 0..sentinel {
             pool.link_before(sentinel, block);
         }
@@ -117,7 +121,7 @@ impl BlockPool {
         if record.ref_count > 0 {
             return;
         }
-        let is_cached = self.prefixes.has_key(block);
+        let is_cached = self.carries_prefix(block);
         let before = if is_cached { self.sentinel } else { self.blocks[self.sentinel as usize].next };
         self.link_before(before, block.0);
     }
@@ -126,15 +130,30 @@ impl BlockPool {
         self.prefixes.find(key)
     }
 
-    /// Makes a full block findable. Returns the block of these contents: this one, or one that was registered before.
-    pub(crate) fn register(&mut self, block: BlockId, key: BlockKey) -> BlockId {
+    /// Of what is known behind `parent`, what begins most like `wanted`: its name, and for how many tokens it does.
+    pub(crate) fn find_tail(&self, parent: &BlockHash, wanted: &[TokenId]) -> Option<(BlockHash, usize)> {
+        let (block, num_tokens) = self.tails.find(parent, wanted)?;
+        Some((self.prefixes.key(block)?.hash(), num_tokens))
+    }
+
+    pub(crate) fn carries_prefix(&self, block: BlockId) -> bool {
+        self.prefixes.key(block).is_some()
+    }
+
+    /// Makes a block findable. Returns the block of these contents: this one, or one that was registered before.
+    pub(crate) fn register(&mut self, block: BlockId, key: BlockKey, contents: BlockContents<'_>) -> BlockId {
         assert!(!self.is_free(block), "{block:?} is registered by someone who does not hold it");
-        self.prefixes.find_or_insert(key, block)
+        let known = self.prefixes.find_or_insert(key, block);
+        if known == block && key.group() == 0 {
+            self.tails.insert(block, contents.parent, contents.tokens);
+        }
+        known
     }
 
     /// The block can no longer be found; its holders keep it.
     pub(crate) fn forget(&mut self, block: BlockId) {
         self.prefixes.remove(block);
+        self.tails.remove(block);
     }
 
     /// `tables` are the block tables of every live sequence.
@@ -185,11 +204,14 @@ impl BlockPool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prefix::BlockHash;
     use crate::request::CacheSalt;
 
     fn key(name: u32) -> BlockKey {
         BlockKey::new(0, BlockHash::root(&CacheSalt([0; 32])).child(&[name]))
+    }
+
+    fn contents() -> BlockContents<'static> {
+        BlockContents { parent: BlockHash::root(&CacheSalt([0; 32])), tokens: &[] }
     }
 
     fn ids(blocks: &[u32]) -> Vec<BlockId> {
@@ -202,7 +224,7 @@ mod tests {
 
     #[test]
     fn blocks_are_handed_out_in_order_until_none_is_left() {
-        let mut pool = BlockPool::new(10);
+        let mut pool = BlockPool::new(10, 1);
         assert_eq!(take(&mut pool, 10), ids(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]));
         assert_eq!(pool.allocate(), None);
         assert_eq!(pool.num_free(), 0);
@@ -212,9 +234,9 @@ mod tests {
 
     #[test]
     fn cached_blocks_are_evicted_after_blocks_without_a_prefix_and_tails_first() {
-        let mut pool = BlockPool::new(10);
+        let mut pool = BlockPool::new(10, 1);
         let sequence = take(&mut pool, 4);
-        (0..3).for_each(|i| _ = pool.register(sequence[i], key(i as u32)));
+        (0..3).for_each(|i| _ = pool.register(sequence[i], key(i as u32), contents()));
         sequence.iter().rev().for_each(|&block| pool.release(block));
         pool.check_integrity(std::iter::empty());
         assert_eq!(pool.free_list(), ids(&[3, 4, 5, 6, 7, 8, 9, 2, 1, 0]));
@@ -225,9 +247,9 @@ mod tests {
 
     #[test]
     fn evicted_blocks_stay_free_in_their_order_and_are_found_no_more() {
-        let mut pool = BlockPool::new(4);
+        let mut pool = BlockPool::new(4, 1);
         let sequence = take(&mut pool, 3);
-        (0..3).for_each(|i| _ = pool.register(sequence[i], key(i as u32)));
+        (0..3).for_each(|i| _ = pool.register(sequence[i], key(i as u32), contents()));
         sequence.iter().rev().for_each(|&block| pool.release(block));
         assert_eq!(pool.evict(2), ids(&[3, 2]));
         pool.check_integrity(std::iter::empty());
@@ -238,9 +260,9 @@ mod tests {
 
     #[test]
     fn a_reused_block_moves_to_the_end_of_the_eviction_order() {
-        let mut pool = BlockPool::new(3);
+        let mut pool = BlockPool::new(3, 1);
         let blocks = take(&mut pool, 3);
-        blocks.iter().for_each(|&block| _ = pool.register(block, key(block.0)));
+        blocks.iter().for_each(|&block| _ = pool.register(block, key(block.0), contents()));
         blocks.iter().for_each(|&block| pool.release(block));
         assert_eq!(pool.free_list(), ids(&[0, 1, 2]));
         pool.acquire(BlockId(0));
@@ -254,8 +276,8 @@ mod tests {
 
     #[test]
     fn a_second_block_of_the_same_contents_is_not_registered() {
-        let mut pool = BlockPool::new(2);
-        assert!(take(&mut pool, 2).iter().all(|&block| pool.register(block, key(7)) == BlockId(0)));
+        let mut pool = BlockPool::new(2, 1);
+        assert!(take(&mut pool, 2).iter().all(|&block| pool.register(block, key(7), contents()) == BlockId(0)));
         assert_eq!(pool.find(&key(7)), Some(BlockId(0)));
         pool.release(BlockId(1));
         assert_eq!(pool.allocate(), Some(BlockId(1)));
@@ -266,7 +288,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "released more often")]
     fn a_double_release_is_caught() {
-        let mut pool = BlockPool::new(2);
+        let mut pool = BlockPool::new(2, 1);
         let block = pool.allocate().unwrap();
         pool.release(block);
         pool.release(block);

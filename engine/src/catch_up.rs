@@ -53,13 +53,21 @@ impl CatchUpBudget {
             && (self.prompt_logprob_rows > 0 || sequence.sampling.prompt_logprobs.is_none())
     }
 
+    /// Takes what `sequence` may run that was just let in because one like it was afforded: at least one token.
+    pub(crate) fn take_first(&mut self, sequence: &Sequence, demand: Demand) -> usize {
+        self.take_at_least(1, sequence, demand)
+    }
+
     /// Takes what `sequence` may run beside what it was given in this step already.
     pub(crate) fn take(&mut self, sequence: &Sequence, demand: Demand) -> usize {
+        self.take_at_least(usize::from(self.is_untouched), sequence, demand)
+    }
+
+    fn take_at_least(&mut self, least: usize, sequence: &Sequence, demand: Demand) -> usize {
         let wanted = sequence.num_remaining() - sequence.num_scheduled;
         let Some(time) = self.time_for(sequence.id.class).filter(|_| wanted > 0) else { return 0 };
         let start = sequence.num_computed + sequence.num_scheduled;
         let in_time = self.costs.tokens_within(start, demand.share_of(time as usize) as CostNs);
-        let least = usize::from(self.is_untouched);
         let mut tokens = wanted.min(demand.share_of(self.tokens)).min(in_time.max(least));
         if sequence.sampling.prompt_logprobs.is_some() {
             tokens = tokens.min(demand.share_of(self.prompt_logprob_rows));

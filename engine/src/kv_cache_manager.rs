@@ -15,8 +15,10 @@
 use passerelle_models::{BlockCopy, BlockId, KvCacheSpec, KvReach};
 
 use crate::block_pool::BlockPool;
-use crate::prefix::BlockKey;
 use crate::sequence::Sequence;
+use reuse::CachedPrefix;
+
+mod reuse;
 
 #[derive(Debug)]
 pub(crate) struct KvCacheManager {
@@ -47,7 +49,8 @@ const BEHIND_WINDOW: BlockId = BlockId(0);
 
 impl KvCacheManager {
     pub(crate) fn new(num_blocks: usize, spec: KvCacheSpec, max_step_tokens: usize) -> Self {
-        Self { pool: BlockPool::new(num_blocks), spec, max_step_tokens, prefix: PrefixTotals::default() }
+        let pool = BlockPool::new(num_blocks, spec.block_size);
+        Self { pool, spec, max_step_tokens, prefix: PrefixTotals::default() }
     }
 
     pub(crate) fn pool(&self) -> &BlockPool {
@@ -68,19 +71,21 @@ impl KvCacheManager {
     }
 
     /// Gives a sequence without blocks the room that it needs at first, reusing the longest cached prefix, which counts as
-    /// computed at once. `spare_blocks` must stay free beside it. `None` if there is no room.
+    /// computed at once. `spare_blocks` must stay free beside it. `None` if there is no room. Blocks to copy go to `copies`,
+    /// and the sequence runs in the step that they are made for: that is where a failed one is noticed.
     ///
-    /// At least the last token is always computed anew, because its logits are wanted; so a hit ends before the block
-    /// that holds it, and no shared block is ever written.
-    pub(crate) fn admit(&mut self, sequence: &mut Sequence, spare_blocks: usize) -> Option<()> {
+    /// At least the last token is always computed anew, because its logits are wanted. No shared block is ever written: the
+    /// one in which the hit ends is copied.
+    pub(crate) fn admit(
+        &mut self,
+        sequence: &mut Sequence,
+        spare_blocks: usize,
+        copies: &mut Vec<BlockCopy>,
+    ) -> Option<()> {
         assert!(sequence.block_tables.is_empty(), "a sequence is admitted once");
-        let num_computed = self.cached_tokens(sequence);
-        let num_taken: usize = self.groups().map(|group| self.blocks_to_admit(sequence, group, num_computed)).sum();
-        if self.pool.num_free() < num_taken + spare_blocks {
-            return None;
-        }
-        sequence.num_computed = num_computed;
-        sequence.num_registered_blocks = num_computed / self.spec.block_size;
+        let prefix = self.prefix_with_room(sequence, spare_blocks)?;
+        sequence.num_computed = prefix.num_tokens(self.spec.block_size);
+        sequence.num_registered_blocks = prefix.num_blocks;
         // Only now: a head that does not fit comes here in every step.
         let most_blocks = self.most_blocks(sequence);
         sequence.make_room(most_blocks);
@@ -91,7 +96,24 @@ impl KvCacheManager {
             self.prefix.query_tokens += sequence.tokens().len() as u64;
             self.prefix.hit_tokens += sequence.num_computed as u64;
         }
-        self.extend(sequence)
+        // Held, so that none of them is given away as the room of another.
+        let tail = self.tail_blocks(&prefix);
+        tail.iter().for_each(|&block| self.pool.acquire(block));
+        self.extend(sequence)?;
+        let own = sequence.block_tables.iter().filter_map(|table| table.get(prefix.num_blocks).copied());
+        copies.extend(tail.iter().copied().zip(own).map(|(from, to)| BlockCopy { from, to }));
+        tail.iter().for_each(|&block| self.pool.release(block));
+        Some(())
+    }
+
+    /// What the sequence can begin with if `spare_blocks` are to stay free. Without its tail it takes less, so that who is
+    /// alone fits into every cache that has room for it.
+    fn prefix_with_room(&self, sequence: &mut Sequence, spare_blocks: usize) -> Option<CachedPrefix> {
+        let prefix = self.cached_prefix(sequence);
+        [prefix.without_tail(), prefix].into_iter().rev().find(|prefix| {
+            let taken: usize = self.groups().map(|group| self.blocks_to_admit(sequence, group, prefix)).sum();
+            self.pool.num_free() >= taken + spare_blocks
+        })
     }
 
     /// Gives `fork` every block of `parent`. The last ones may be half full: whoever writes to one first copies it.
@@ -129,11 +151,12 @@ impl KvCacheManager {
         num_new + num_copied
     }
 
-    /// What [`KvCacheManager::grow`] wanted copied for a sequence that gives its blocks back before the step: they may be
-    /// somebody else's by then.
-    pub(crate) fn withdraw_copies(&self, sequence: &Sequence, copies: &mut Vec<BlockCopy>) {
+    /// Takes every block from a sequence that was to run in the next step, and what it wanted copied for that: its blocks
+    /// may be somebody else's by then.
+    pub(crate) fn preempt(&mut self, sequence: &mut Sequence, copies: &mut Vec<BlockCopy>) {
         let index = sequence.num_computed / self.spec.block_size;
         copies.retain(|copy| !sequence.block_tables.iter().any(|table| table.get(index) == Some(&copy.to)));
+        self.take_blocks(sequence);
     }
 
     /// What was scheduled is computed: blocks that have become full are findable from now on, and those that lie wholly
@@ -167,9 +190,14 @@ impl KvCacheManager {
 
     /// Takes every block from the sequence, the last ones first; nothing of it is computed any more.
     pub(crate) fn release(&mut self, sequence: &mut Sequence, prefixes: Prefixes) {
-        if prefixes == Prefixes::Forget {
-            self.forget(sequence);
+        match prefixes {
+            Prefixes::Keep => self.register_tail(sequence),
+            Prefixes::Forget => self.forget(sequence),
         }
+        self.take_blocks(sequence);
+    }
+
+    fn take_blocks(&mut self, sequence: &mut Sequence) {
         let longest = sequence.block_tables.iter().map(Vec::len).max().unwrap_or(0);
         for index in (0..longest).rev() {
             for group in self.groups() {
@@ -182,32 +210,6 @@ impl KvCacheManager {
         sequence.block_tables.clear();
         sequence.num_computed = 0;
         sequence.num_registered_blocks = 0;
-    }
-
-    /// How many leading tokens need not be computed: the longest prefix of full blocks after which every group finds all
-    /// that the next token looks at.
-    pub(crate) fn cached_tokens(&self, sequence: &mut Sequence) -> usize {
-        if !sequence.may_reuse_prefix() {
-            return 0;
-        }
-        let longest = (sequence.tokens().len() - 1) / self.spec.block_size;
-        let hashes = &sequence.block_hashes(self.spec.block_size)[..longest];
-        let is_missing = |group: usize, index: usize| self.pool.find(&BlockKey::new(group, hashes[index])).is_none();
-        let missing_in = |group: usize, num_blocks: usize| {
-            let needed = self.first_block(group, num_blocks * self.spec.block_size)..num_blocks;
-            needed.into_iter().find(|&index| is_missing(group, index))
-        };
-        let is_full = |group: &usize| self.spec.groups[*group].reach == KvReach::Full;
-        // What a group that looks at everything finds of a prefix, it finds of every shorter one: once is enough.
-        let full = self.groups().filter(is_full);
-        let mut num_blocks =
-            full.fold(longest, |num_blocks, group| missing_in(group, num_blocks).unwrap_or(num_blocks));
-        // No longer prefix does without the block that is missing: what comes before it is looked at in turn.
-        let windowed = self.groups().filter(|group| !is_full(group));
-        while let Some(missing) = windowed.clone().find_map(|group| missing_in(group, num_blocks)) {
-            num_blocks = missing;
-        }
-        num_blocks * self.spec.block_size
     }
 
     /// `sequences` are all that hold blocks.
@@ -269,22 +271,12 @@ impl KvCacheManager {
         Some(())
     }
 
-    /// The cached blocks of a group that a sequence needs which goes on after `num_computed` tokens of a cached prefix.
-    fn cached_blocks(
-        &self,
-        sequence: &mut Sequence,
-        group: usize,
-        num_computed: usize,
-    ) -> impl Iterator<Item = BlockId> {
-        let needed = self.first_block(group, num_computed)..num_computed / self.spec.block_size;
-        let hashes = &sequence.block_hashes(self.spec.block_size)[needed];
-        hashes.iter().filter_map(move |&hash| self.pool.find(&BlockKey::new(group, hash)))
-    }
-
-    /// Blocks of a group that are free until such a sequence is admitted: cached ones that nobody holds, and new ones.
-    fn blocks_to_admit(&self, sequence: &mut Sequence, group: usize, num_computed: usize) -> usize {
-        let num_new = self.end_block(group, num_computed, sequence) - num_computed / self.spec.block_size;
-        let cached = self.cached_blocks(sequence, group, num_computed);
+    /// Blocks of a group that are free until a sequence with this prefix is admitted: cached ones that nobody holds, and new
+    /// ones.
+    fn blocks_to_admit(&self, sequence: &mut Sequence, group: usize, prefix: &CachedPrefix) -> usize {
+        let num_computed = prefix.num_tokens(self.spec.block_size);
+        let num_new = self.end_block(group, num_computed, sequence) - prefix.num_blocks;
+        let cached = self.cached_blocks(sequence, group, num_computed).chain(self.tail_block(group, prefix));
         num_new + cached.filter(|&block| self.pool.is_free(block)).count()
     }
 
@@ -300,44 +292,6 @@ impl KvCacheManager {
         let index = sequence.num_computed / self.spec.block_size;
         let is_begun = !sequence.num_computed.is_multiple_of(self.spec.block_size);
         (is_begun && self.pool.is_shared(*sequence.block_tables[group].get(index)?)).then_some(index)
-    }
-
-    /// Makes the blocks that have become full findable, each as one block however many sequences computed it. Only after
-    /// their K/V were computed.
-    ///
-    /// So whoever holds a block of a full group holds all that come before it in its chain, and gives them back after it:
-    /// in the pool's eviction order a prefix always stands behind what continues it.
-    fn register(&mut self, sequence: &mut Sequence) {
-        let new_blocks = sequence.num_registered_blocks..sequence.num_computed / self.spec.block_size;
-        if new_blocks.is_empty() {
-            return;
-        }
-        for index in new_blocks.clone() {
-            let hash = sequence.block_hashes(self.spec.block_size)[index];
-            for group in self.groups() {
-                let own = &mut sequence.block_tables[group][index];
-                let known = self.pool.register(*own, BlockKey::new(group, hash));
-                if known != *own {
-                    // Somebody computed the same beside it, to the bit.
-                    self.pool.acquire(known);
-                    self.pool.release(*own);
-                    *own = known;
-                }
-            }
-        }
-        sequence.num_registered_blocks = new_blocks.end;
-    }
-
-    /// What the sequence has registered can no longer be found, whoever holds it now.
-    fn forget(&mut self, sequence: &mut Sequence) {
-        let num_registered = sequence.num_registered_blocks;
-        for &hash in &sequence.block_hashes(self.spec.block_size)[..num_registered] {
-            for group in self.groups() {
-                if let Some(block) = self.pool.find(&BlockKey::new(group, hash)) {
-                    self.pool.forget(block);
-                }
-            }
-        }
     }
 }
 

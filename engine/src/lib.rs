@@ -12,6 +12,7 @@ pub mod testing;
 
 mod admission;
 mod batch;
+mod block_chains;
 mod block_pool;
 mod calibration;
 mod catch_up;
@@ -51,6 +52,7 @@ mod stats;
 mod step;
 mod step_logits;
 mod survival;
+mod tail_index;
 mod trust;
 mod turns;
 

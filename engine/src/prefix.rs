@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::request::CacheSalt;
 
-/// Names the tokens of one full block and every token before it.
+/// Names the tokens of one block, full or begun, and every token before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct BlockHash([u8; 32]);
 
@@ -19,9 +19,24 @@ pub(crate) struct BlockKey {
     hash: BlockHash,
 }
 
+/// The contents of a block that is to be found: `tokens` behind what `parent` names.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlockContents<'a> {
+    pub(crate) parent: BlockHash,
+    pub(crate) tokens: &'a [TokenId],
+}
+
 impl BlockKey {
     pub(crate) fn new(group: usize, hash: BlockHash) -> Self {
         Self { group: group as u32, hash }
+    }
+
+    pub(crate) fn group(&self) -> usize {
+        self.group as usize
+    }
+
+    pub(crate) fn hash(&self) -> BlockHash {
+        self.hash
     }
 }
 

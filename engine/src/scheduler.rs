@@ -345,8 +345,7 @@ impl Scheduler {
 
     fn preempt_last(&mut self, batch: &mut ScheduledBatch) {
         let Some(mut last) = self.running.pop_last() else { return };
-        self.cache.withdraw_copies(&last, &mut batch.copies);
-        self.cache.release(&mut last, Prefixes::Keep);
+        self.cache.preempt(&mut last, &mut batch.copies);
         (last.num_scheduled, last.idle_since) = (0, None);
         self.waiting.push_preempted(last.share, last.id, last);
         batch.preemptions += 1;

@@ -10,7 +10,7 @@ use crate::admission::Ticket;
 use crate::constraint::{Allowed, AnswerEnd, Constraint};
 use crate::event::{FinishReason, RequestError, TokenLogprobs};
 use crate::event_stream::EventSender;
-use crate::prefix::BlockHash;
+use crate::prefix::{BlockContents, BlockHash};
 use crate::random::mix;
 use crate::request::{Class, Request, RequestId, SamplingParams, ShareKey, ShareWeight};
 
@@ -285,6 +285,15 @@ impl Sequence {
         let computed_prompt = self.num_computed >= self.prompt_len;
         let complete = computed_prompt && self.num_generated() >= self.sampling.max_tokens as usize;
         complete.then_some(FinishReason::Length)
+    }
+
+    /// What stands in the block at `index` of the tokens below `end`.
+    pub(crate) fn contents(&mut self, block_size: usize, index: usize, end: usize) -> BlockContents<'_> {
+        let hashes = self.block_hashes(block_size);
+        let parent = if index == 0 { self.root_hash } else { hashes[index - 1] };
+        let start = index * block_size;
+        let end = end.min(start + block_size).min(self.tokens.len());
+        BlockContents { parent, tokens: &self.tokens[start..end] }
     }
 
     /// The hashes of all full blocks of known tokens, computed or not.

@@ -3,6 +3,7 @@ use passerelle_models::KvReach::{self, Full, Window};
 use super::*;
 use crate::event_stream::EventStream;
 use crate::fixtures::{kv_cache, request, sequence};
+use crate::prefix::BlockKey;
 use crate::request::{CacheSalt, SamplingParams};
 
 fn sequence_of(length: u32) -> (Sequence, EventStream) {
@@ -46,33 +47,36 @@ fn compute_all(cache: &mut KvCacheManager, sequence: &mut Sequence) {
 
 /// Runs a sequence to the end of its prompt and gives its blocks back.
 fn run_once(cache: &mut KvCacheManager, mut sequence: Sequence) {
-    cache.admit(&mut sequence, 0).unwrap();
+    cache.admit(&mut sequence, 0, &mut Vec::new()).unwrap();
     compute_all(cache, &mut sequence);
     cache.release(&mut sequence, Prefixes::Keep);
     cache.check_integrity(std::iter::empty());
 }
 
 #[test]
-fn a_prompt_seen_before_reuses_its_full_blocks() {
+fn a_prompt_seen_before_reuses_its_full_blocks_and_a_copy_of_the_one_it_had_begun() {
     let mut cache = full(10);
     run_once(&mut cache, sequence_of(10).0);
-    assert_eq!(cache.pool().num_cached(), 2);
+    assert_eq!(cache.pool().num_cached(), 3);
     let (mut again, _stream) = sequence_of(11);
-    cache.admit(&mut again, 0).unwrap();
-    assert_eq!((again.num_computed, &again.block_tables[0]), (8, &ids(&[0, 1, 2])));
-    assert_eq!(cache.prefix_totals(), PrefixTotals { query_tokens: 21, hit_tokens: 8 });
+    let mut copies = Vec::new();
+    cache.admit(&mut again, 0, &mut copies).unwrap();
+    assert_eq!((again.num_computed, &again.block_tables[0]), (10, &ids(&[0, 1, 3])));
+    assert_eq!(copies, [BlockCopy { from: BlockId(2), to: BlockId(3) }]);
+    assert_eq!(cache.prefix_totals(), PrefixTotals { query_tokens: 21, hit_tokens: 10 });
+    cache.check_integrity(std::iter::once(&again));
 }
 
 #[test]
 fn a_sequence_that_resumes_is_not_counted_again() {
     let mut cache = full(10);
     let (mut sequence, _stream) = sequence_of(10);
-    cache.admit(&mut sequence, 0).unwrap();
+    cache.admit(&mut sequence, 0, &mut Vec::new()).unwrap();
     assert!(sequence.start());
     compute(&mut cache, &mut sequence, 10);
     cache.release(&mut sequence, Prefixes::Keep);
-    cache.admit(&mut sequence, 0).unwrap();
-    assert_eq!(sequence.num_computed, 8);
+    cache.admit(&mut sequence, 0, &mut Vec::new()).unwrap();
+    assert_eq!(sequence.num_computed, 9);
     assert_eq!(cache.prefix_totals(), PrefixTotals { query_tokens: 10, hit_tokens: 0 });
 }
 
@@ -81,8 +85,76 @@ fn a_full_hit_still_computes_the_last_token() {
     let mut cache = full(10);
     run_once(&mut cache, sequence_of(8).0);
     let (mut again, _stream) = sequence_of(8);
-    cache.admit(&mut again, 0).unwrap();
-    assert_eq!((again.num_computed, &again.block_tables[0]), (4, &ids(&[0, 2])));
+    let mut copies = Vec::new();
+    cache.admit(&mut again, 0, &mut copies).unwrap();
+    assert_eq!((again.num_computed, &again.block_tables[0]), (7, &ids(&[0, 2])));
+    assert_eq!(copies, [BlockCopy { from: BlockId(1), to: BlockId(2) }]);
+}
+
+/// Blocks of eight tokens, of which two are a quarter.
+#[test]
+fn a_tail_shorter_than_a_quarter_of_a_block_is_computed() {
+    let mut cache = KvCacheManager::new(10, kv_cache(8, &[Full]), MAX_STEP_TOKENS);
+    let num_computed = |cache: &mut KvCacheManager, prompt: &[u32]| {
+        let (mut sequence, _stream) = sequence(request(1, prompt));
+        cache.admit(&mut sequence, 0, &mut Vec::new()).unwrap();
+        let num_computed = sequence.num_computed;
+        cache.preempt(&mut sequence, &mut Vec::new());
+        num_computed
+    };
+    run_once(&mut cache, sequence_of(16).0);
+    assert_eq!(num_computed(&mut cache, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 77, 78, 79]), 8);
+    assert_eq!(num_computed(&mut cache, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 78, 79]), 10);
+    assert_eq!(num_computed(&mut cache, &[0, 77, 78]), 0);
+    assert_eq!(num_computed(&mut cache, &[0, 1, 78]), 2);
+}
+
+#[test]
+fn a_cache_without_room_for_a_copy_has_room_for_the_sequence() {
+    let mut cache = full(3);
+    run_once(&mut cache, sequence_of(10).0);
+    let (mut again, _stream) = sequence_of(10);
+    let mut copies = Vec::new();
+    // All three blocks are needed, among them the one that would be copied.
+    cache.admit(&mut again, 0, &mut copies).unwrap();
+    assert_eq!((again.num_computed, copies.len()), (8, 0));
+    cache.check_integrity(std::iter::once(&again));
+}
+
+#[test]
+fn a_tail_is_copied_in_every_group_and_none_of_its_blocks_is_another_ones_room() {
+    let reaches = [Full, window(6), window(6)];
+    let mut num_copied = 0;
+    for num_blocks in 9..30 {
+        let mut cache = grouped(num_blocks, &reaches);
+        run_once(&mut cache, sequence_of(10).0);
+        // Whose blocks were used later: the first one's are given away before them.
+        run_once(&mut cache, sequence(request(1, &[7; 10])).0);
+        let (mut again, _stream) = sequence_of(10);
+        let mut copies = Vec::new();
+        cache.admit(&mut again, 0, &mut copies).unwrap();
+        let targets: Vec<_> = copies.iter().map(|copy| copy.to).collect();
+        assert!(copies.iter().all(|copy| !targets.contains(&copy.from)), "{num_blocks} blocks: {copies:?}");
+        let own: Vec<_> = again.block_tables.iter().map(|table| table[again.num_computed / 4]).collect();
+        assert!(copies.is_empty() || targets == own, "{num_blocks} blocks: {copies:?}");
+        assert_eq!(again.num_computed == 9, !copies.is_empty(), "{num_blocks} blocks");
+        cache.check_integrity(std::iter::once(&again));
+        num_copied += copies.len() / reaches.len();
+    }
+    assert!(num_copied > 10, "{num_copied} of 21 caches had room for a copy");
+}
+
+#[test]
+fn what_was_not_copied_yet_is_not_found() {
+    let mut cache = full(10);
+    run_once(&mut cache, sequence_of(10).0);
+    let (mut again, _stream) = sequence(request(1, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 77]));
+    let mut copies = Vec::new();
+    cache.admit(&mut again, 0, &mut copies).unwrap();
+    assert_eq!((again.num_computed, copies.len()), (9, 1));
+    cache.preempt(&mut again, &mut copies);
+    assert_eq!((copies.len(), cache.pool().num_cached()), (0, 3));
+    cache.check_integrity(std::iter::empty());
 }
 
 #[test]
@@ -92,8 +164,8 @@ fn another_salt_finds_nothing() {
     let mut other = request(1, &(0..10).collect::<Vec<_>>());
     other.cache_salt = CacheSalt([1; 32]);
     let (mut other, _stream) = sequence(other);
-    cache.admit(&mut other, 0).unwrap();
-    assert_eq!((other.num_computed, &other.block_tables[0]), (0, &ids(&[2, 3, 4])));
+    cache.admit(&mut other, 0, &mut Vec::new()).unwrap();
+    assert_eq!((other.num_computed, &other.block_tables[0]), (0, &ids(&[3, 4, 5])));
 }
 
 #[test]
@@ -103,7 +175,7 @@ fn a_request_for_prompt_logprobs_reuses_nothing() {
     let mut asking = request(1, &(0..10).collect::<Vec<_>>());
     asking.sampling = SamplingParams { prompt_logprobs: Some(0), ..asking.sampling };
     let (mut asking, _stream) = sequence(asking);
-    cache.admit(&mut asking, 0).unwrap();
+    cache.admit(&mut asking, 0, &mut Vec::new()).unwrap();
     assert_eq!(asking.num_computed, 0);
 }
 
@@ -112,7 +184,7 @@ fn sequences_that_compute_the_same_side_by_side_end_up_with_one_copy() {
     let mut cache = full(10);
     let (mut one, mut other) = (sequence_of(10), sequence_of(10));
     for (sequence, _) in [&mut one, &mut other] {
-        cache.admit(sequence, 0).unwrap();
+        cache.admit(sequence, 0, &mut Vec::new()).unwrap();
     }
     for (sequence, _) in [&mut one, &mut other] {
         sequence.num_scheduled = 10;
@@ -129,9 +201,9 @@ fn no_room_changes_nothing_and_counts_cached_blocks_that_would_be_revived() {
     run_once(&mut cache, sequence_of(8).0);
     let (mut sequence, _stream) = sequence_of(16);
     // Two hits are free blocks themselves: with them and two new ones nothing is left to spare.
-    assert_eq!(cache.admit(&mut sequence, 1), None);
+    assert_eq!(cache.admit(&mut sequence, 1, &mut Vec::new()), None);
     assert_eq!((sequence.num_computed, sequence.block_tables.len(), cache.pool().num_free()), (0, 0, 4));
-    cache.admit(&mut sequence, 0).unwrap();
+    cache.admit(&mut sequence, 0, &mut Vec::new()).unwrap();
     assert_eq!(sequence.block_tables[0], ids(&[0, 1, 2, 3]));
     assert_eq!(cache.grow(&mut sequence, &mut Vec::new()), Some(()));
     sequence.append(0).unwrap();
@@ -145,7 +217,7 @@ fn whoever_writes_first_to_a_shared_block_copies_it_and_the_last_one_keeps_it() 
     let mut prompt = request(0, &[0, 1, 2, 3, 4, 5]);
     prompt.num_choices = 2.try_into().unwrap();
     let (mut parent, _stream) = sequence(prompt);
-    cache.admit(&mut parent, 0).unwrap();
+    cache.admit(&mut parent, 0, &mut Vec::new()).unwrap();
     compute(&mut cache, &mut parent, 6);
     let events = parent.events.take_further_choices().pop().unwrap();
     let mut fork = parent.fork(events);
@@ -165,10 +237,22 @@ fn whoever_writes_first_to_a_shared_block_copies_it_and_the_last_one_keeps_it() 
 fn what_a_failed_sequence_computed_is_not_found_again() {
     let mut cache = full(10);
     let (mut failed, _stream) = sequence_of(8);
-    cache.admit(&mut failed, 0).unwrap();
+    cache.admit(&mut failed, 0, &mut Vec::new()).unwrap();
     compute(&mut cache, &mut failed, 8);
     cache.release(&mut failed, Prefixes::Forget);
     assert_eq!((cache.pool().num_cached(), cache.pool().num_free()), (0, 10));
+}
+
+#[test]
+fn a_failed_sequence_names_no_tail_and_what_it_may_have_copied_is_not_found_again() {
+    let mut cache = full(10);
+    run_once(&mut cache, sequence_of(10).0);
+    let (mut failed, _stream) = sequence_of(11);
+    cache.admit(&mut failed, 0, &mut Vec::new()).unwrap();
+    assert_eq!(failed.num_computed, 10);
+    cache.release(&mut failed, Prefixes::Forget);
+    assert_eq!(cache.pool().num_cached(), 0);
+    cache.check_integrity(std::iter::empty());
 }
 
 #[test]
@@ -176,7 +260,7 @@ fn a_window_keeps_itself_and_a_step_and_gives_the_rest_back() {
     // 5 tokens before a step of 8 never touch more than 4 blocks; the sequence has 10.
     let mut cache = grouped(4, &[window(6)]);
     let (mut sequence, _stream) = sequence_of(40);
-    cache.admit(&mut sequence, 0).unwrap();
+    cache.admit(&mut sequence, 0, &mut Vec::new()).unwrap();
     assert_eq!(sequence.block_tables[0].len(), 2, "room for the first step, not for the prompt");
     compute_all(&mut cache, &mut sequence);
     // The next token looks at tokens 35 to 39, of the last two blocks.
@@ -189,7 +273,7 @@ fn a_window_keeps_itself_and_a_step_and_gives_the_rest_back() {
 fn each_group_holds_what_it_looks_at() {
     let mut cache = grouped(20, &[Full, window(6), window(6)]);
     let (mut sequence, _stream) = sequence_of(17);
-    cache.admit(&mut sequence, 0).unwrap();
+    cache.admit(&mut sequence, 0, &mut Vec::new()).unwrap();
     let lengths = |sequence: &Sequence| sequence.block_tables.iter().map(Vec::len).collect::<Vec<_>>();
     assert_eq!(lengths(&sequence), [5, 2, 2]);
     compute_all(&mut cache, &mut sequence);
@@ -200,19 +284,19 @@ fn each_group_holds_what_it_looks_at() {
 
 #[test]
 fn a_hit_behind_a_window_needs_the_blocks_of_the_last_window_only() {
-    let mut cache = grouped(12, &[window(6)]);
+    let mut cache = grouped(13, &[window(6)]);
     run_once(&mut cache, sequence_of(41).0);
-    assert_eq!(cache.pool().num_cached(), 10);
+    assert_eq!(cache.pool().num_cached(), 11);
     // Who has other tokens takes the two blocks nobody knew, and the eight that fell behind the window first.
     let (mut other, _other_stream) = sequence(request(1, &[7; 37]));
-    cache.admit(&mut other, 0).unwrap();
+    cache.admit(&mut other, 0, &mut Vec::new()).unwrap();
     compute_all(&mut cache, &mut other);
     cache.release(&mut other, Prefixes::Keep);
     let (mut again, _stream) = sequence_of(41);
     let hit = cache.cached_tokens(&mut again);
-    assert_eq!(cache.pool().num_cached(), 2 + 9, "eight of ten were evicted");
+    assert_eq!(cache.pool().num_cached(), 3 + 10, "eight of ten full ones were evicted");
     assert_eq!(hit, 40, "tokens 35 to 39 are still there");
-    cache.admit(&mut again, 0).unwrap();
+    cache.admit(&mut again, 0, &mut Vec::new()).unwrap();
     assert_eq!((again.num_computed, again.block_tables[0].len()), (40, 11));
     cache.check_integrity([&again].into_iter());
 }
@@ -233,7 +317,7 @@ fn a_prefix_counts_as_far_as_every_group_has_it() {
     let block = cache.pool.find(&BlockKey::new(0, hash)).unwrap();
     cache.pool.forget(block);
     assert_eq!(cache.cached_tokens(&mut again), 8);
-    cache.admit(&mut again, 0).unwrap();
+    cache.admit(&mut again, 0, &mut Vec::new()).unwrap();
     compute_all(&mut cache, &mut again);
 }
 
@@ -241,7 +325,7 @@ fn a_prefix_counts_as_far_as_every_group_has_it() {
 fn a_failed_sequence_is_forgotten_behind_its_window_too() {
     let mut cache = grouped(40, &[Full, window(6)]);
     let (mut failed, _stream) = sequence_of(33);
-    cache.admit(&mut failed, 0).unwrap();
+    cache.admit(&mut failed, 0, &mut Vec::new()).unwrap();
     compute_all(&mut cache, &mut failed);
     assert_eq!(cache.pool().num_cached(), 16);
     cache.release(&mut failed, Prefixes::Forget);

@@ -52,7 +52,7 @@ impl Scheduler {
             if self.hold_head(class) {
                 continue;
             }
-            if self.admit_head().is_none() {
+            if self.admit_head(batch).is_none() {
                 if !self.makes_way() {
                     break;
                 }
@@ -62,7 +62,7 @@ impl Scheduler {
             let Some(Taken { item: mut sequence, class }) = self.waiting.pop(self.now) else { break };
             sequence.id.class = class;
             let others_follow = self.may_admit() && self.rivals_wait(class);
-            sequence.num_scheduled = budget.take(&sequence, Demand::of(usize::from(others_follow)));
+            sequence.num_scheduled = budget.take_first(&sequence, Demand::of(usize::from(others_follow)));
             if sequence.start() {
                 batch.started_prompt_tokens += sequence.prompt_len() as u64;
             }
@@ -76,7 +76,7 @@ impl Scheduler {
     ///
     /// What the running sequences will grow into in the next step stays free: whoever was admitted into these blocks would
     /// lose them right away.
-    fn admit_head(&mut self) -> Option<()> {
+    fn admit_head(&mut self, batch: &mut ScheduledBatch) -> Option<()> {
         let next = |other: &Sequence| self.cache.blocks_to_grow(other) + self.cache.blocks_of_next_step(other);
         let mut spare_blocks: usize = self.running.iter().map(next).sum();
         let places_left = self.config.max_num_seqs - self.running.places_taken();
@@ -84,7 +84,7 @@ impl Scheduler {
         let (now, cache) = (self.now, &mut self.cache);
         let head = self.waiting.peek(now, |sequence| cache.cached_tokens(sequence))?;
         spare_blocks += if is_alone { 0 } else { cache.blocks_of_next_token(head) };
-        if head.choices().len() > places_left { None } else { cache.admit(head, spare_blocks) }
+        if head.choices().len() > places_left { None } else { cache.admit(head, spare_blocks, &mut batch.copies) }
     }
 
     fn head(&mut self) -> Option<&mut Sequence> {

@@ -163,7 +163,7 @@ fn nothing_is_copied_for_a_choice_that_gives_way_into_blocks_of_whoever_takes_it
     let urgent = || Request { class: Class::Interactive, ..request(&[5, 6, 7, 8, 9], clean(1)) };
     let undisturbed = alone(model(), config.clone(), urgent());
     let (mut step_loop, handle) = step_loop(model().with_mishap(POISON, Mishap::Copy), config);
-    let patient = choices(2, request(&[1, POISON, 3], clean(2)));
+    let patient = choices(2, request(&[1, POISON], clean(2)));
     let mut patient = handle.submit(Request { class: Class::Batch, ..patient }).unwrap();
     step_loop.step();
     // In the next step the choices part, and both blocks of the cache are needed for this one.

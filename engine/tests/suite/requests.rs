@@ -61,8 +61,8 @@ fn a_prefix_is_reused_within_a_salt_and_changes_no_token() {
         assert_eq!(tokens(&got), model().greedy(&prompt, 6));
         usages.push(stream.usage().cached_tokens);
     }
-    assert_eq!(usages, [0, 12, 0]);
-    assert_eq!(handle.stats().prefix_hit_tokens_total, 12);
+    assert_eq!(usages, [0, 13, 0]);
+    assert_eq!(handle.stats().prefix_hit_tokens_total, 13);
 }
 
 #[test]
