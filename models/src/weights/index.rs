@@ -75,7 +75,7 @@ impl TensorIndex {
         Self { shards: vec![Shard { file, path }], tensors, described_by: "its metadata" }
     }
 
-    /// The bytes of a tensor that is read before the weights are, of at most a few kilobytes.
+    /// The bytes, as its dtype has them, of a tensor that is read before the weights are, of at most a few kilobytes.
     pub(crate) fn copy_small(&self, files: &CheckpointFiles, tensor: &StoredTensor) -> Result<Vec<u8>, ModelError> {
         const MAX_BYTES: usize = 1 << 16;
         let refuse = |problem: &str| ModelError::checkpoint(files.root(), &tensor.name, problem);
@@ -84,7 +84,9 @@ impl TensorIndex {
         }
         let bytes = files.map_up_to(&self.shards[0].file, tensor.bytes.end as u64)?;
         let bytes = bytes.as_slice().get(tensor.bytes.clone());
-        bytes.map(<[u8]>::to_vec).ok_or_else(|| refuse("the file became shorter while it was being read"))
+        bytes
+            .map(|bytes| tensor.coding.read(bytes).into_owned())
+            .ok_or_else(|| refuse("the file became shorter while it was being read"))
     }
 
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {

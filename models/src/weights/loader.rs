@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::io;
 use std::ops::{ControlFlow, Range};
@@ -105,10 +106,11 @@ impl<'a> WeightLoader<'a> {
         for tensor in &located {
             self.open(tensor.shard)?;
         }
+        let read = located.iter().map(|tensor| self.bytes(tensor)).collect::<Result<Vec<_>, _>>()?;
         let mut pieces = Vec::with_capacity(parts.len());
-        for (part, tensor) in parts.iter().zip(&located) {
+        for (part, (tensor, bytes)) in parts.iter().zip(located.iter().zip(&read)) {
             let dtype = tensor.stored.dtype;
-            pieces.extend(part.cut(self.bytes(tensor)?).map(|bytes| WeightPart { dtype, bytes }));
+            pieces.extend(part.cut(bytes).map(|bytes| WeightPart { dtype, bytes }));
         }
         let copied = |bytes: &[u8]| self.maps.iter().flatten().for_each(|map| map.release(bytes));
         let dtype = packed_dtype(self.dtype, in_features);
@@ -125,7 +127,7 @@ impl<'a> WeightLoader<'a> {
         for part in parts {
             let tensor = self.take(&part.name, &[part.rows])?;
             self.open(tensor.shard)?;
-            for piece in part.cut(self.bytes(&tensor)?) {
+            for piece in part.cut(&self.bytes(&tensor)?) {
                 values.extend(widened(tensor.stored.dtype, piece));
             }
             self.done(&tensor)?;
@@ -139,7 +141,7 @@ impl<'a> WeightLoader<'a> {
         let stored = self.index.tensors.get(&self.stored_name(name)).map(|tensor| tensor.stored.shape.is_empty());
         let tensor = self.take(name, if stored == Some(true) { &[][..] } else { &[1][..] })?;
         self.open(tensor.shard)?;
-        let value = widened(tensor.stored.dtype, self.bytes(&tensor)?)[0];
+        let value = widened(tensor.stored.dtype, &self.bytes(&tensor)?)[0];
         self.done(&tensor)?;
         Ok(value)
     }
@@ -197,12 +199,14 @@ impl<'a> WeightLoader<'a> {
         Ok(())
     }
 
-    fn bytes(&self, tensor: &LocatedTensor) -> Result<&[u8], ModelError> {
+    /// As its dtype has them.
+    fn bytes(&self, tensor: &LocatedTensor) -> Result<Cow<'_, [u8]>, ModelError> {
         let map = self.maps[tensor.shard].as_ref().expect("the caller opened the shard");
-        map.as_slice().get(tensor.stored.bytes.clone()).ok_or_else(|| {
+        let stored = map.as_slice().get(tensor.stored.bytes.clone()).ok_or_else(|| {
             let file = &self.index.shards[tensor.shard].path;
             ModelError::checkpoint(file, &tensor.stored.name, "the file became shorter while it was being loaded")
-        })
+        })?;
+        Ok(tensor.stored.coding.read(stored))
     }
 
     fn done(&mut self, tensor: &LocatedTensor) -> Result<(), ModelError> {

@@ -3,6 +3,7 @@
 //! Weight files are mapped (or read, where they may go away) while they are loaded, copied tensor by tensor into
 //! private packed memory, and let go: a file that changes or disappears later cannot crash or alter a running model.
 
+mod coding;
 mod files;
 mod gguf;
 mod index;

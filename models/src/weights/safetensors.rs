@@ -10,6 +10,7 @@ use safetensors::tensor::TensorInfo;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::coding::Coding;
 use crate::{ModelError, StoredDtype};
 
 /// A header of a hundred thousand tensors is about 12 MB.
@@ -22,7 +23,9 @@ const COUNTING_TABLE: &str = "embeddings.position_ids";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StoredTensor {
     pub(crate) name: String,
+    /// What its elements are read as.
     pub(crate) dtype: StoredDtype,
+    pub(crate) coding: Coding,
     pub(crate) shape: Vec<usize>,
     /// In the whole file.
     pub(crate) bytes: Range<usize>,
@@ -30,7 +33,7 @@ pub(crate) struct StoredTensor {
 
 impl StoredTensor {
     pub(crate) fn num_elements(&self) -> usize {
-        self.dtype.elements_in(self.bytes.len())
+        self.coding.elements_in(self.dtype, self.bytes.len())
     }
 }
 
@@ -69,7 +72,7 @@ pub(super) fn read_header(file: &Path, head: &[u8], file_bytes: u64) -> Result<V
         }
         let bytes = data_start + info.data_offsets.0..data_start.saturating_add(end);
         let dtype = stored_dtype(file, &name, info.dtype)?;
-        tensors.push(StoredTensor { name, dtype, shape: info.shape, bytes });
+        tensors.push(StoredTensor { name, dtype, coding: Coding::AsRead, shape: info.shape, bytes });
     }
     let available = (file_bytes as usize).saturating_sub(data_start);
     if end != available {

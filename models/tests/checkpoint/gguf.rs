@@ -267,6 +267,7 @@ fn tensors_that_cannot_be_are_refused_by_name() {
     one(|tensor| tensor.kind = 13, "Q5_K is not served");
     one(|tensor| tensor.kind = 40, "type 40 is not known");
     one(|tensor| tensor.kind = 8, "no whole number of q8_0 blocks");
+    one(|tensor| tensor.kind = 6, "no whole number of q8_0 blocks");
     one(|tensor| tensor.offset += 4, "no multiple of 32");
     one(|tensor| tensor.offset = u64::MAX - 31, "beyond any file");
     one(|tensor| tensor.offset = 1 << 40, "fetch the file again");

@@ -23,7 +23,10 @@ const FLOATS: [&str; 9] = [
     "qwen3_bf16",
     "bloom_bf16",
 ];
-const QUANTISED: [&str; 6] = ["llama_q8_0", "bloom_q8_0", "qwen2_q4_0", "llama_q4_k", "qwen3_q6_k", "llama_q4_k_q6_k"];
+const QUANTISED: [&str; 7] =
+    ["llama_q8_0", "bloom_q8_0", "qwen2_q4_0", Q5_0, "llama_q4_k", "qwen3_q6_k", "llama_q4_k_q6_k"];
+/// Held as q8_0.
+const Q5_0: &str = "qwen2_q5_0_q8_0";
 /// Of the mean divergence from the f32 model of the dequantised weights. What is measured is below 1e-6 with an f32 cache
 /// and below 2e-4 with one in bf16.
 const MAX_MEAN_KL: f64 = 1e-3;
@@ -122,7 +125,7 @@ fn activations_in_8_bits_move_the_logits_a_little_and_rows_not_at_all() {
 /// Half of what the elements take as f32 would be a copy of the weights in 16 bits.
 #[test]
 fn quantised_weights_stay_quantised_in_memory() {
-    for name in QUANTISED {
+    for name in QUANTISED.into_iter().filter(|name| *name != Q5_0) {
         let (_, description) =
             load_decoder(&files(name), &Compute::cpu(1), &options(KvDtype::Auto), &mut unwatched).unwrap();
         let resident = description.resident_bytes.unwrap() as f64;

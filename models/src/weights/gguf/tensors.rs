@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::cursor::Cursor;
+use crate::weights::coding::Coding;
 use crate::weights::safetensors::StoredTensor;
 use crate::{ModelError, StoredDtype};
 
@@ -15,6 +16,7 @@ const MAX_DIMENSIONS: u32 = 4;
 struct Row {
     name: String,
     dtype: StoredDtype,
+    coding: Coding,
     shape: Vec<usize>,
     offset: u64,
     num_bytes: usize,
@@ -57,7 +59,7 @@ fn read_row(cursor: &mut Cursor<'_>, index: u64) -> Result<Row, ModelError> {
     for _ in 0..num_dimensions {
         dimensions.push(cursor.u64(&name)?);
     }
-    let dtype = stored_dtype(cursor, &name)?;
+    let (dtype, coding) = dtype_and_coding(cursor, &name)?;
     let offset = cursor.u64(&name)?;
     let too_many = || cursor.refuse(&name, format!("dimensions {dimensions:?} have more elements than any file"));
     // The first dimension runs fastest: a row of a matrix.
@@ -69,8 +71,8 @@ fn read_row(cursor: &mut Cursor<'_>, index: u64) -> Result<Row, ModelError> {
         let problem = format!("rows of {width} elements are no whole number of {dtype} blocks");
         return Err(cursor.refuse(&name, problem));
     }
-    let num_bytes = dtype.bytes_of(elements).ok_or_else(too_many)?;
-    Ok(Row { name, dtype, shape, offset, num_bytes })
+    let num_bytes = coding.bytes_of(dtype, elements).ok_or_else(too_many)?;
+    Ok(Row { name, dtype, coding, shape, offset, num_bytes })
 }
 
 /// Where each tensor's bytes are in the file: inside it, and none in two tensors.
@@ -96,22 +98,24 @@ fn place(
         }
         end = bytes.end;
         let bytes = bytes.start as usize..bytes.end as usize;
-        tensors.push(StoredTensor { name: row.name, dtype: row.dtype, shape: row.shape, bytes });
+        tensors.push(StoredTensor { name: row.name, dtype: row.dtype, coding: row.coding, shape: row.shape, bytes });
     }
     Ok(tensors)
 }
 
-fn stored_dtype(cursor: &mut Cursor<'_>, name: &str) -> Result<StoredDtype, ModelError> {
+/// What the elements of a tensor are read as, and how they are written.
+fn dtype_and_coding(cursor: &mut Cursor<'_>, name: &str) -> Result<(StoredDtype, Coding), ModelError> {
+    let as_read = |dtype| Ok((dtype, Coding::AsRead));
     let other = match cursor.u32(name)? {
-        0 => return Ok(StoredDtype::F32),
-        1 => return Ok(StoredDtype::F16),
-        2 => return Ok(StoredDtype::Q4_0),
-        8 => return Ok(StoredDtype::Q8_0),
-        12 => return Ok(StoredDtype::Q4K),
-        14 => return Ok(StoredDtype::Q6K),
-        30 => return Ok(StoredDtype::Bf16),
+        0 => return as_read(StoredDtype::F32),
+        1 => return as_read(StoredDtype::F16),
+        2 => return as_read(StoredDtype::Q4_0),
+        6 => return Ok((StoredDtype::Q8_0, Coding::Q5_0)),
+        8 => return as_read(StoredDtype::Q8_0),
+        12 => return as_read(StoredDtype::Q4K),
+        14 => return as_read(StoredDtype::Q6K),
+        30 => return as_read(StoredDtype::Bf16),
         3 => "Q4_1",
-        6 => "Q5_0",
         7 => "Q5_1",
         9 => "Q8_1",
         10 => "Q2_K",
@@ -136,11 +140,10 @@ fn stored_dtype(cursor: &mut Cursor<'_>, name: &str) -> Result<StoredDtype, Mode
         35 => "TQ2_0",
         39 => "MXFP4",
         number => {
-            return Err(
-                cursor.refuse(name, format!("type {number} is not known; use a file in Q8_0, Q4_0, Q4_K or Q6_K"))
-            );
+            return Err(cursor
+                .refuse(name, format!("type {number} is not known; use a file in Q8_0, Q5_0, Q4_0, Q4_K or Q6_K")));
         }
     };
-    let problem = format!("type {other} is not served; use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_K or Q6_K");
+    let problem = format!("type {other} is not served; use a file in F32, F16, BF16, Q8_0, Q5_0, Q4_0, Q4_K or Q6_K");
     Err(cursor.refuse(name, problem))
 }
