@@ -70,7 +70,7 @@ use workers::{Arrivals, WorkersKeeper};
 
 pub(crate) use admin_socket::ADMIN_SOCKET;
 pub(crate) use caps::shared_devices;
-pub(crate) use devices::{Sight, compute, listed_devices, sized_for};
+pub(crate) use devices::{Sight, compute, listed_devices, sized_for, warning_of_threads};
 pub(crate) use door::{Door, default_limits};
 pub(crate) use engines::EngineBounds;
 #[cfg(test)]

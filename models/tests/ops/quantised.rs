@@ -260,3 +260,56 @@ fn small_activations_keep_their_digits() {
         assert!(values(&linear(&compute, &vanishing, &weight, None).unwrap()).iter().all(|value| value.abs() < 1e-25));
     }
 }
+
+/// Every number of rows that a tile has, in one panel and in many, with quants and activations that are often the largest.
+#[test]
+fn tiles_of_every_shape_have_the_bits_of_the_portable_body() {
+    const COPIES: usize = 9;
+    for dtype in QUANTISED {
+        let (mut bytes, weights) = stored(dtype);
+        let mut random = Random(77);
+        bytes.chunks_exact_mut(dtype.block_bytes()).for_each(|block| roughen(dtype, block, &mut random));
+        let parts = vec![WeightPart { dtype, bytes: &bytes }; COPIES];
+        let width = weights.dims()[1];
+        for bodies in [fast(), with_bytes(fast())] {
+            let bodies: Vec<_> = bodies.iter().filter(|compute| compute.num_threads() == 1).collect();
+            let pack = |compute: &&Compute| PackedWeight::pack(compute, None, width, &parts).unwrap();
+            let packed: Vec<_> = bodies.iter().map(pack).collect();
+            for m in (1..=24).chain([40, 81]) {
+                let x = Tensor::from_vec(rough_values(m * width, &mut random), (m, width), &Device::Cpu).unwrap();
+                let mut products =
+                    bodies.iter().zip(&packed).map(|(compute, weight)| linear(compute, &x, weight, None).unwrap());
+                let portable = products.next().unwrap();
+                for (compute, y) in bodies[1..].iter().zip(products) {
+                    assert_same_bits(&format!("{dtype}, {m} rows, {}", compute.kernels()), &y, &portable);
+                }
+            }
+        }
+    }
+}
+
+/// Other quants under the same scales.
+fn roughen(dtype: StoredDtype, block: &mut [u8], random: &mut Random) {
+    let quants = match dtype {
+        StoredDtype::Q4K => 16..block.len(),
+        StoredDtype::Q6K => 0..192,
+        _ => 2..block.len(),
+    };
+    for byte in &mut block[quants] {
+        *byte = match random.next() >> 60 {
+            0..4 => 0xff,
+            4..6 => 0x80,
+            6 => 0,
+            _ => (random.next() >> 50) as u8,
+        };
+    }
+}
+
+fn rough_values(len: usize, random: &mut Random) -> Vec<f32> {
+    let rough = |value: f32, random: &mut Random| match random.next() >> 61 {
+        0..3 => 127.0,
+        3..5 => -127.0,
+        _ => value * 127.0,
+    };
+    random.values(len).into_iter().map(|value| rough(value, random)).collect()
+}

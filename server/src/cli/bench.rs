@@ -131,6 +131,9 @@ impl BenchArgs {
             Some(times) => compute.timed(Arc::clone(times)),
             None => compute,
         };
+        if let Some(warning) = serve::warning_of_threads(&config.engine) {
+            tell!("warning: {warning}");
+        }
         if cfg!(debug_assertions) {
             tell!("warning: built without --release; these figures are not the machine's");
         }
@@ -334,13 +337,17 @@ impl Bench {
     }
 }
 
+fn in_threads(threads: usize) -> String {
+    format!("{threads} thread{}", if threads == 1 { "" } else { "s" })
+}
+
 fn print_head(report: &Report) -> Result<()> {
     output::line(format_args!(
-        "{}: {} of weights ({}), {} threads, {} kernels",
+        "{}: {} of weights ({}), {}, {} kernels",
         report.model,
         ByteSize(report.weight_bytes),
         report.dtype,
-        report.threads,
+        in_threads(report.threads),
         report.kernels,
     ))?;
     output::line(format_args!("{} prompt tokens, {} generated", report.prompt_tokens, report.generate_tokens))?;

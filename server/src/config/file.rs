@@ -65,13 +65,23 @@ fn syntax_error(file: &Path, text: &str, error: &toml::de::Error) -> ConfigError
     let start = error.span().map_or(0, |span| span.start.min(text.len()));
     let before = &text[..start];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    let problem = explain(error.message());
+    let problem = match key_before(&before[line_start..]) {
+        Some(key) => format!("{key}: {}", explain(error.message())),
+        None => explain(error.message()),
+    };
     ConfigError::Syntax {
         file: file.into(),
         line: before.matches('\n').count() + 1,
         column: before[line_start..].chars().count() + 1,
         problem,
     }
+}
+
+/// The key whose value begins behind `line`, also inside braces; serde names the value alone.
+fn key_before(line: &str) -> Option<&str> {
+    let keys = line.trim_end().strip_suffix('=')?.trim_end();
+    let is_between = |character: char| character.is_whitespace() || matches!(character, '{' | '[' | ',');
+    keys.rsplit(is_between).next().filter(|key| !key.is_empty())
 }
 
 /// What serde says, in words of those who write configurations.

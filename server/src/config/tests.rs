@@ -38,8 +38,16 @@ fn a_misspelt_key_is_refused_with_its_line_and_its_nearest_neighbour() {
 #[test]
 fn a_wrong_type_is_refused_in_words_that_ask_for_no_rust() {
     for (text, expected) in [
-        ("[engine]\nmax_num_seqs = 0\n", ":2:16: invalid value: integer `0`, expected a whole number above 0"),
-        ("[engine]\nmax_num_seqs = \"many\"\n", "invalid type: string \"many\", expected a whole number above 0"),
+        (
+            "[engine]\nmax_num_seqs = 0\n",
+            ":2:16: max_num_seqs: invalid value: integer `0`, expected a whole number above 0",
+        ),
+        (
+            "[engine]\nmax_num_seqs = \"many\"\n",
+            ":2:16: max_num_seqs: invalid type: string \"many\", expected a whole number above 0",
+        ),
+        ("models = [{ source = \"demo\", name = 3 }]", ":1:37: name: invalid type: integer `3`, expected a string"),
+        ("engine.threads = true", ":1:18: engine.threads: invalid type: boolean `true`"),
         (
             "[models]\nsource = \"demo\"\n",
             "expected a list, written `[\"A\", \"B\"]`; of tables it is written `[[NAME]]`",

@@ -226,12 +226,8 @@ fn on_cpu(config: &EngineConfig, processors: &str) -> Result<Compute> {
         Numa::Interleave => MemoryPlacement::Interleaved,
     };
     let host = HostPlacement { processors: config.processors.clone(), memory };
-    if let Some(processors) = too_few_processors(config) {
-        let threads = threads(config);
-        tracing::warn!(
-            threads,
-            "more threads than the {processors} processors that they may run on: steps wait for those that do not run"
-        );
+    if let Some(warning) = warning_of_threads(config) {
+        tracing::warn!(threads = threads(config), "{warning}");
     }
     Compute::cpu_on(host, threads(config)).map_err(|error| {
         let key = match error {
@@ -255,10 +251,15 @@ fn allowed_processors(config: &EngineConfig) -> usize {
     config.processors.as_ref().map_or_else(allowed, ProcessorSet::count)
 }
 
-/// How many there are, where more threads were asked for.
-fn too_few_processors(config: &EngineConfig) -> Option<usize> {
+/// Where more threads were asked for than there are processors.
+pub(crate) fn warning_of_threads(config: &EngineConfig) -> Option<String> {
     let allowed = allowed_processors(config);
-    config.threads.filter(|threads| *threads > allowed).map(|_| allowed)
+    let processors = if allowed == 1 { "processor" } else { "processors" };
+    config.threads.filter(|threads| *threads > allowed).map(|_| {
+        format!(
+            "more threads than the {allowed} {processors} that they may run on: steps wait for those that do not run"
+        )
+    })
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 use anyhow::Result;
 use passerelle::config::ByteSize;
 
-use super::super::Row;
+use super::super::{Row, in_threads};
 use super::{Prefill, Report, ShapeReport};
 use crate::cli::output;
 
 pub(super) fn print(report: &Report) -> Result<()> {
     output::line(format_args!(
-        "{}, {} threads, {} kernels; {:.1} GB/s from memory, {:.0} GFLOP/s",
+        "{}, {}, {} kernels; {:.1} GB/s from memory, {:.0} GFLOP/s",
         report.device,
-        report.threads,
+        in_threads(report.threads),
         report.kernels,
         report.memory_bandwidth_bytes_per_s / 1e9,
         report.multiply_add_flops_per_s / 1e9
