@@ -50,6 +50,7 @@ use passerelle::evaluation::PairStore;
 use passerelle::gateway::health::LOOK_EVERY;
 use passerelle::gateway::quota::UnixSeconds;
 use passerelle::gateway::{Authenticator, Ledger, Replica, Router, Tariff};
+use passerelle::metrics;
 use passerelle_engine::ComparisonLane;
 use passerelle_engine::clock::{Clock, SystemClock};
 use tokio::runtime::Runtime;
@@ -261,6 +262,7 @@ struct Stock {
 
 /// The models that the configuration names, in memory, and a look at those that come and go.
 fn stock(config: &Config, clock: &Arc<dyn Clock>) -> Result<Stock> {
+    metrics::set_clock_beside();
     let compute = devices::compute_of_gateway(config)?;
     let config = &Config { engine: sized_for(&config.engine, &compute), ..config.clone() };
     let hashes = KeptHashes::open(&config.server.data_dir);

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Device;
 
@@ -24,6 +25,7 @@ pub struct Compute {
     /// What products round activations to that meet bf16 weights.
     factors: Float,
     activation_dtype: ActivationDtype,
+    busy_beside: Option<Arc<AtomicBool>>,
     #[cfg(feature = "cuda")]
     gpu: Option<Arc<Gpu>>,
 }
@@ -147,6 +149,7 @@ impl Compute {
             times: None,
             factors: Float::F32,
             activation_dtype: ActivationDtype::Int16,
+            busy_beside: None,
             gpu: Some(Arc::new(gpu)),
         })
     }
@@ -182,9 +185,21 @@ impl Compute {
             times: None,
             factors: Float::F32,
             activation_dtype: ActivationDtype::Int16,
+            busy_beside: None,
             #[cfg(feature = "cuda")]
             gpu: None,
         }
+    }
+
+    /// Leaves a processor to somebody else, who is at work while `busy` says so: matrices are packed by one thread less.
+    pub fn beside(self, busy: Arc<AtomicBool>) -> Self {
+        Self { busy_beside: Some(busy), ..self }
+    }
+
+    /// At present.
+    pub(crate) fn packing_threads(&self) -> usize {
+        let is_busy = self.busy_beside.as_ref().is_some_and(|busy| busy.load(Ordering::Relaxed));
+        (self.num_threads() - usize::from(is_busy)).max(1)
     }
 
     /// The same, adding what each op takes to `times`.

@@ -145,9 +145,9 @@ pub(crate) fn load(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
 
 fn load_named(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
     let files = find_files(&model.source, wanted_of(model), means.hub)?;
-    let ((text, loaded), digest) = beside_hashing((&model.name, &files), means.hashes, |show| {
+    let ((text, loaded), digest) = beside_hashing((&model.name, &files), means, |compute, show| {
         beside_text((model, &files), means.hub, show, |watch| {
-            Ok(passerelle_models::load(&files, means.compute, &load_options(model), watch)?)
+            Ok(passerelle_models::load(&files, compute, &load_options(model), watch)?)
         })
     })?;
     let dtype = held_as(model, &loaded.description);
@@ -170,9 +170,9 @@ pub(crate) fn wanted_of(model: &ModelConfig) -> Wanted {
 }
 
 fn load_encoder(model: &ModelConfig, files: CheckpointFiles, means: Means<'_>) -> Result<LoadedEncoder> {
-    let ((text, loaded), digest) = beside_hashing((&model.name, &files), means.hashes, |show| {
+    let ((text, loaded), digest) = beside_hashing((&model.name, &files), means, |compute, show| {
         beside_text((model, &files), means.hub, show, |watch| {
-            Ok(passerelle_models::load_encoder(&files, means.compute, &load_options(model), watch)?)
+            Ok(passerelle_models::load_encoder(&files, compute, &load_options(model), watch)?)
         })
     })?;
     let dtype = held_as(model, &loaded.description.model);
@@ -203,23 +203,29 @@ fn beside_text<T>(
 
 /// Hashes a checkpoint while it is loaded, so that whichever takes longer is all that takes time. A model answers when both
 /// are done: every answer, and its entry in the ledger, names the digest.
+///
+/// A file is hashed by one thread, which takes longer than all others take to load it; so these leave it a processor.
 fn beside_hashing<T>(
     (name, files): (&str, &CheckpointFiles),
-    hashes: &KeptHashes,
-    load: impl FnOnce(&mut dyn FnMut(LoadProgress)) -> Result<T>,
+    Means { compute, hashes, .. }: Means<'_>,
+    load: impl FnOnce(&Compute, &mut dyn FnMut(LoadProgress)) -> Result<T>,
 ) -> Result<(T, ModelDigest)> {
     let bars = MultiProgress::with_draw_target(draw_target());
     let [loading, hashing] = ["loading", "hashing"].map(|what| bars.add(progress_bar(what, name)));
     let is_in_vain = AtomicBool::new(false);
+    let is_hashing = Arc::new(AtomicBool::new(hashes.kept_digest_of(files).is_none()));
     let hash = || {
-        hashes.digest_of(files, &|progress| {
+        let digest = hashes.digest_of(files, &|progress| {
             show(&hashing, progress);
             go_on_unless(&is_in_vain)
-        })
+        });
+        is_hashing.store(false, Ordering::Relaxed);
+        digest
     };
+    let compute = &compute.clone().beside(Arc::clone(&is_hashing));
     let (loaded, digest) = thread::scope(|scope| {
         let hashed = scope.spawn(hash);
-        let loaded = load(&mut |progress| show(&loading, progress));
+        let loaded = load(compute, &mut |progress| show(&loading, progress));
         is_in_vain.store(loaded.is_err(), Ordering::Relaxed);
         (loaded, hashed.join().unwrap_or_else(|panic| resume_unwind(panic)))
     });

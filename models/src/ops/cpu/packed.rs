@@ -1,6 +1,7 @@
 //! A weight matrix as the CPU bodies hold it: one part below the other, each in its own dtype.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::block_panels::BlockPanels;
 use super::panels::Panels;
@@ -82,8 +83,8 @@ impl<'a> StackedRows<'a> {
         Self { width, num_rows, parts, starts, copied }
     }
 
-    /// Calls `task` with the number of every panel of `panel` rows, on the pool's threads, and tells after every few
-    /// megabytes that their rows were copied.
+    /// Calls `task` with the number of every panel of `panel` rows, on as many of the pool's threads as are to pack, and tells
+    /// after every few megabytes that their rows were copied.
     pub(super) fn for_each_panel(&self, compute: &Compute, panel: usize, task: &(dyn Fn(usize) + Sync)) {
         const SLICE_BYTES: usize = 16 << 20;
         let row_bytes = self.parts.iter().map(|part| self.row_bytes(part)).max().unwrap_or(1);
@@ -91,7 +92,11 @@ impl<'a> StackedRows<'a> {
         let num_panels = self.num_rows.div_ceil(panel);
         for first in (0..num_panels).step_by(slice) {
             let panels = first..(first + slice).min(num_panels);
-            compute.pool().run(panels.len(), &|index| task(first + index));
+            let next = AtomicUsize::new(panels.start);
+            compute.pool().run(compute.packing_threads(), &|_| {
+                let claim = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|panel| panels.contains(panel));
+                std::iter::from_fn(claim).for_each(task);
+            });
             self.tell_copied(panels.start * panel..(panels.end * panel).min(self.num_rows));
         }
     }
@@ -119,5 +124,37 @@ impl<'a> StackedRows<'a> {
         let part = &self.parts[index];
         let row_bytes = self.row_bytes(part);
         (part.dtype, &part.bytes[(row - self.starts[index]) * row_bytes..][..row_bytes])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::{Arc, Mutex};
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn who_packs_leaves_a_thread_while_another_is_busy_and_packs_all() {
+        const PANELS: usize = 64;
+        let busy = Arc::new(AtomicBool::new(true));
+        let compute = Compute::cpu(2).beside(Arc::clone(&busy));
+        let bytes = vec![0; PANELS * 2];
+        let parts = [WeightPart { dtype: StoredDtype::Bf16, bytes: &bytes }];
+        let rows = StackedRows::new(1, (&parts, &|_| ()));
+        let (packed, threads) = (Mutex::new(Vec::new()), Mutex::new(HashSet::new()));
+        rows.for_each_panel(&compute, 1, &|panel| {
+            packed.lock().unwrap().push(panel);
+            threads.lock().unwrap().insert(thread::current().id());
+        });
+        assert_eq!(threads.into_inner().unwrap().len(), 1);
+        let mut packed = packed.into_inner().unwrap();
+        packed.sort_unstable();
+        assert_eq!(packed, (0..PANELS).collect::<Vec<_>>());
+        busy.store(false, Ordering::Relaxed);
+        assert_eq!(compute.packing_threads(), 2);
+        assert_eq!(Compute::cpu(1).beside(Arc::new(AtomicBool::new(true))).packing_threads(), 1);
     }
 }
