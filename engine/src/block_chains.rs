@@ -14,15 +14,17 @@ pub(crate) struct BlockChains {
     hasher: RandomState,
     /// The first block of each chain. A power of two of them.
     heads: Box<[u32]>,
-    /// The one after it in its chain, by block.
+    /// The one after it in its chain, by block, and the one before.
     next: Box<[u32]>,
+    previous: Box<[u32]>,
 }
 
 impl BlockChains {
     /// For the blocks below `num_blocks`.
     pub(crate) fn new(num_blocks: usize) -> Self {
-        let heads = vec![NONE; num_blocks.next_power_of_two()].into_boxed_slice();
-        Self { hasher: RandomState::new(), heads, next: vec![NONE; num_blocks].into_boxed_slice() }
+        let none = |len: usize| vec![NONE; len].into_boxed_slice();
+        let [next, previous] = [none(num_blocks), none(num_blocks)];
+        Self { hasher: RandomState::new(), heads: none(num_blocks.next_power_of_two()), next, previous }
     }
 
     /// The blocks that may be filed under `key`, and by chance some of other keys; what came last goes first.
@@ -38,22 +40,25 @@ impl BlockChains {
     /// Files a block that is in no chain.
     pub(crate) fn insert(&mut self, key: &impl Hash, block: BlockId) {
         let bucket = self.bucket(key);
-        self.next[block.0 as usize] = std::mem::replace(&mut self.heads[bucket], block.0);
+        let after = std::mem::replace(&mut self.heads[bucket], block.0);
+        (self.next[block.0 as usize], self.previous[block.0 as usize]) = (after, NONE);
+        if after != NONE {
+            self.previous[after as usize] = block.0;
+        }
     }
 
-    /// Takes out a block that is filed under `key`.
+    /// Takes out a block that is filed under `key`, however long the chain is: prompts that go on from one prefix are as many
+    /// as there are.
     pub(crate) fn remove(&mut self, key: &impl Hash, block: BlockId) {
-        let bucket = self.bucket(key);
-        let after = std::mem::replace(&mut self.next[block.0 as usize], NONE);
-        let mut at = self.heads[bucket];
-        if at == block.0 {
-            self.heads[bucket] = after;
-            return;
+        let (after, before) = (self.next[block.0 as usize], self.previous[block.0 as usize]);
+        if after != NONE {
+            self.previous[after as usize] = before;
         }
-        while self.next[at as usize] != block.0 {
-            at = self.next[at as usize];
+        if before == NONE {
+            self.heads[self.bucket(key)] = after;
+        } else {
+            self.next[before as usize] = after;
         }
-        self.next[at as usize] = after;
     }
 
     fn bucket(&self, key: &impl Hash) -> usize {

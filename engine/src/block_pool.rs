@@ -136,7 +136,7 @@ impl BlockPool {
         Some((self.prefixes.key(block)?.hash(), num_tokens))
     }
 
-    pub(crate) fn carries_prefix(&self, block: BlockId) -> bool {
+    fn carries_prefix(&self, block: BlockId) -> bool {
         self.prefixes.key(block).is_some()
     }
 

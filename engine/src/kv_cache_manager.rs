@@ -86,6 +86,7 @@ impl KvCacheManager {
         let prefix = self.prefix_with_room(sequence, spare_blocks)?;
         sequence.num_computed = prefix.num_tokens(self.spec.block_size);
         sequence.num_registered_blocks = prefix.num_blocks;
+        sequence.copied_from = prefix.copied_from();
         // Only now: a head that does not fit comes here in every step.
         let most_blocks = self.most_blocks(sequence);
         sequence.make_room(most_blocks);
@@ -210,6 +211,7 @@ impl KvCacheManager {
         sequence.block_tables.clear();
         sequence.num_computed = 0;
         sequence.num_registered_blocks = 0;
+        sequence.copied_from = None;
     }
 
     /// `sequences` are all that hold blocks.

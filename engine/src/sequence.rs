@@ -51,6 +51,8 @@ pub(crate) struct Sequence {
     pub(crate) block_tables: Vec<Vec<BlockId>>,
     /// Leading blocks of the tables that became full, and findable.
     pub(crate) num_registered_blocks: usize,
+    /// Names the block whose beginning was copied when it got its blocks.
+    pub(crate) copied_from: Option<BlockHash>,
     /// Tokens whose K/V stand in the cache.
     pub(crate) num_computed: usize,
     /// Tokens of the present step.
@@ -105,6 +107,7 @@ impl Sequence {
             ticket: Arc::new(new.ticket),
             block_tables: Vec::new(),
             num_registered_blocks: 0,
+            copied_from: None,
             num_computed: 0,
             num_scheduled: 0,
             idle_since: None,
@@ -134,6 +137,7 @@ impl Sequence {
             ticket: Arc::clone(&self.ticket),
             block_tables: Vec::new(),
             num_registered_blocks: 0,
+            copied_from: self.copied_from,
             num_computed: 0,
             num_scheduled: 0,
             idle_since: None,

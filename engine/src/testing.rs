@@ -226,10 +226,10 @@ impl CausalLm for StubModel {
     fn copy_blocks(&self, copies: &[BlockCopy], _: &mut KvCache) -> Result<(), ModelError> {
         let mut memory = self.lock_memory();
         for &copy in copies {
-            let copied: Vec<_> = memory.copy(copy).collect();
-            if self.has(&copied, Mishap::Copy) {
+            if self.has(&memory.tokens(copy.from), Mishap::Copy) {
                 return Err(ModelError::Input("a token that must not be copied".into()));
             }
+            memory.copy(copy);
         }
         Ok(())
     }
@@ -320,14 +320,17 @@ impl Memory {
         }
     }
 
-    /// Tells which tokens it copied.
-    fn copy(&mut self, copy: BlockCopy) -> impl Iterator<Item = TokenId> {
+    fn tokens(&mut self, block: BlockId) -> Vec<TokenId> {
+        let start = block.0 as usize * self.block_size;
+        (start..start + self.block_size).map(|slot| self.slot_mut(slot).0).collect()
+    }
+
+    fn copy(&mut self, copy: BlockCopy) {
         let starts = [copy.from, copy.to].map(|block| block.0 as usize * self.block_size);
-        (0..self.block_size).map(move |offset| {
+        for offset in 0..self.block_size {
             let held = *self.slot_mut(starts[0] + offset);
             *self.slot_mut(starts[1] + offset) = held;
-            held.0
-        })
+        }
     }
 
     fn slot_mut(&mut self, slot: usize) -> &mut (TokenId, u32) {

@@ -90,6 +90,7 @@ pub struct ModelDescription {
     pub num_parameters: u64,
     /// What most parameters are stored in.
     pub stored_dtype: StoredDtype,
+    /// As they are read: a GGUF file's q5_0 as q8_0.
     pub stored_bytes: u64,
     /// Memory that the weights take once loaded; `None` when only described.
     pub resident_bytes: Option<u64>,
@@ -249,7 +250,7 @@ impl Checkpoint {
             architecture: self.outline.architecture.to_owned(),
             num_parameters: StoredDtype::ALL.into_iter().map(|dtype| self.num_parameters(dtype)).sum(),
             stored_dtype: self.stored_dtype(),
-            stored_bytes: self.used_tensors().map(|tensor| tensor.bytes.len() as u64).sum(),
+            stored_bytes: self.used_tensors().map(StoredTensor::bytes_as_read).sum(),
             resident_bytes: None,
             scratch_bytes: 0,
             max_position: spec.max_position,

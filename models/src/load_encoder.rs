@@ -175,7 +175,7 @@ impl EncoderCheckpoint {
             architecture: self.architecture.name.to_owned(),
             num_parameters: dtypes.into_iter().map(parameters).sum(),
             stored_dtype: dtypes.into_iter().max_by_key(|dtype| parameters(*dtype)).expect("the list is not empty"),
-            stored_bytes: self.used_tensors().map(|tensor| tensor.bytes.len() as u64).sum(),
+            stored_bytes: self.used_tensors().map(StoredTensor::bytes_as_read).sum(),
             resident_bytes: None,
             scratch_bytes: 0,
             max_position: spec.max_position,

@@ -33,6 +33,11 @@ impl CachedPrefix {
         self.num_blocks * block_size + self.tail.map_or(0, |tail| tail.num_tokens)
     }
 
+    /// The block that the tail is copied from.
+    pub(super) fn copied_from(&self) -> Option<BlockHash> {
+        self.tail.map(|tail| tail.hash)
+    }
+
     pub(super) fn without_tail(&self) -> Self {
         Self { tail: None, ..*self }
     }
@@ -135,30 +140,28 @@ impl KvCacheManager {
     }
 
     /// Makes the block findable that the sequence leaves half full. Others who hold it write behind what is named of it.
+    ///
+    /// Nothing of a sequence that leaves before its step has ended well: the copy of its beginning may have failed.
     pub(super) fn register_tail(&mut self, sequence: &mut Sequence) {
-        let (index, num_tokens) =
-            (sequence.num_computed / self.spec.block_size, sequence.num_computed % self.spec.block_size);
-        if num_tokens == 0 {
+        let index = sequence.num_computed / self.spec.block_size;
+        if sequence.num_scheduled > 0 || sequence.num_computed.is_multiple_of(self.spec.block_size) {
             return;
         }
         let blocks: Vec<_> = sequence.block_tables.iter().filter_map(|table| table.get(index).copied()).collect();
         let contents = sequence.contents(self.spec.block_size, index, sequence.num_computed);
         let hash = contents.parent.child(contents.tokens);
         for (group, block) in blocks.into_iter().enumerate() {
-            // One that carries a name says more than this.
-            if !self.pool.carries_prefix(block) {
-                self.pool.register(block, BlockKey::new(group, hash), contents);
-            }
+            // One that carries a name, from whoever shared it, carries that of no more tokens.
+            self.pool.register(block, BlockKey::new(group, hash), contents);
         }
     }
 
-    /// What the sequence has registered can no longer be found, whoever holds it now, nor what it may have copied.
+    /// What the sequence has registered can no longer be found, whoever holds it now, nor what it has copied.
     pub(super) fn forget(&mut self, sequence: &mut Sequence) {
         let num_registered = sequence.num_registered_blocks;
         let hashes = sequence.block_hashes(self.spec.block_size)[..num_registered].to_vec();
         hashes.into_iter().for_each(|hash| self.forget_named(hash));
-        let tail = sequence.contents(self.spec.block_size, num_registered, usize::MAX);
-        if let Some((hash, _)) = self.pool.find_tail(&tail.parent, tail.tokens) {
+        if let Some(hash) = sequence.copied_from {
             self.forget_named(hash);
         }
     }

@@ -244,6 +244,18 @@ fn what_a_failed_sequence_computed_is_not_found_again() {
 }
 
 #[test]
+fn who_leaves_while_its_step_runs_names_no_tail() {
+    let mut cache = full(10);
+    run_once(&mut cache, sequence_of(10).0);
+    let (mut again, _stream) = sequence(request(1, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 77]));
+    cache.admit(&mut again, 0, &mut Vec::new()).unwrap();
+    // The copy may have failed, which is seen when the step is over.
+    again.num_scheduled = 1;
+    cache.release(&mut again, Prefixes::Keep);
+    assert_eq!(cache.pool().num_cached(), 3);
+}
+
+#[test]
 fn a_failed_sequence_names_no_tail_and_what_it_may_have_copied_is_not_found_again() {
     let mut cache = full(10);
     run_once(&mut cache, sequence_of(10).0);

@@ -39,7 +39,7 @@ fn is_being_computed(sequence: &mut Sequence, (running, cache): (&mut Running, &
     }
     let block_size = cache.block_size();
     let first = cache.cached_tokens(sequence) / block_size;
-    // The block of its last token is its own: that is computed anew whatever is cached.
+    // For the block of its last token nobody waits: whatever is cached, a part of it is computed anew.
     if first >= (sequence.tokens().len() - 1) / block_size {
         return false;
     }

@@ -140,6 +140,24 @@ fn a_request_whose_block_cannot_be_copied_fails_alone() {
     assert_eq!(handle.stats().free_blocks, 32);
 }
 
+#[test]
+fn a_request_whose_cached_tail_cannot_be_copied_fails_once() {
+    let prompt = [1, 2, 3, 4, POISON, 6];
+    let asked = || request(&prompt, clean(3));
+    let undisturbed = alone(model(), config(), asked());
+    let (mut step_loop, handle) = step_loop(model().with_mishap(POISON, Mishap::Copy), config());
+    let mut ask = || {
+        let mut stream = handle.submit(asked()).unwrap();
+        run_to_end(&mut step_loop);
+        (events(&mut stream), stream.usage().cached_tokens)
+    };
+    assert_eq!(ask().0, undisturbed);
+    let failure = ask().0;
+    assert!(matches!(failure.last(), Some(Event::Failed { error: RequestError::Step(_), .. })), "{failure:?}");
+    let (again, cached) = ask();
+    assert_eq!((tokens(&again), cached), (tokens(&undisturbed), 0), "what it would copy is forgotten");
+}
+
 /// Its table still names blocks that its window has left, and that others hold by now.
 #[test]
 fn a_stream_with_a_window_does_not_fail_with_whoever_holds_a_block_that_it_has_left() {

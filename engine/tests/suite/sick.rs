@@ -77,7 +77,13 @@ impl CausalLm for Sick {
     }
 
     fn copy_blocks(&self, copies: &[BlockCopy], cache: &mut KvCache) -> Result<(), ModelError> {
-        self.decoder.copy_blocks(copies, cache)
+        for copy in copies {
+            if self.new_blocks == NewBlocks::FullOfNan {
+                cache.fill_block(copy.to, f32::NAN)?;
+            }
+            self.decoder.copy_blocks(std::slice::from_ref(copy), cache)?;
+        }
+        Ok(())
     }
 
     fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {

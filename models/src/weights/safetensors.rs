@@ -35,6 +35,11 @@ impl StoredTensor {
     pub(crate) fn num_elements(&self) -> usize {
         self.coding.elements_in(self.dtype, self.bytes.len())
     }
+
+    /// What its elements take as they are read.
+    pub(crate) fn bytes_as_read(&self) -> u64 {
+        (self.num_elements() / self.dtype.block_len() * self.dtype.block_bytes()) as u64
+    }
 }
 
 /// How much of a file [`read_header`] needs, by its first bytes.

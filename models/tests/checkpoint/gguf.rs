@@ -272,6 +272,8 @@ fn tensors_that_cannot_be_are_refused_by_name() {
     one(|tensor| tensor.offset = u64::MAX - 31, "beyond any file");
     one(|tensor| tensor.offset = 1 << 40, "fetch the file again");
     one(|tensor| tensor.offset = 0, "begin inside");
+    let in_blocks = |tensor: &mut Tensor| (tensor.kind, tensor.dimensions) = (8, vec![32]);
+    refused(&File::new().tensor("output_norm.weight", in_blocks), "output_norm.weight", "vectors are read as");
     refused(
         &File::new().tensor("blk.0.attn_q.weight", |tensor| tensor.name = "output.weight".into()),
         "output.weight",

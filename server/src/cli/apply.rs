@@ -248,7 +248,7 @@ mod tests {
             assert!(error.contains(reason), "{error}");
         }
         for (text, reason) in [
-            ("[[accounts]]\npath = \"a b\"\n", "accounts.toml:2:8: 'a b' is no account"),
+            ("[[accounts]]\npath = \"a b\"\n", "accounts.toml:2:8: path: 'a b' is no account"),
             ("[[accounts]]\npth = \"a\"\n", "accounts.toml:2:1: unknown field `pth`"),
             ("[[accounts]]\npth = \"a\"\n", "did you mean `path`?"),
         ] {

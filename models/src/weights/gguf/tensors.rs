@@ -71,6 +71,9 @@ fn read_row(cursor: &mut Cursor<'_>, index: u64) -> Result<Row, ModelError> {
         let problem = format!("rows of {width} elements are no whole number of {dtype} blocks");
         return Err(cursor.refuse(&name, problem));
     }
+    if shape.len() == 1 && dtype.is_quantised() {
+        return Err(cursor.refuse(&name, format!("one row of {dtype} blocks; vectors are read as F32, F16 or BF16")));
+    }
     let num_bytes = coding.bytes_of(dtype, elements).ok_or_else(too_many)?;
     Ok(Row { name, dtype, coding, shape, offset, num_bytes })
 }

@@ -5,7 +5,8 @@ use super::{AccountPath, derive};
 /// Whose prompts find each other's cached beginnings. An account's find those of the same account and no other, unless
 /// an operator has named it, or one above it: then all accounts there share.
 ///
-/// Whoever shares can tell from the time of an answer whether somebody else has sent the same beginning before.
+/// Whoever shares can tell from the time of an answer, and from its `cached_tokens`, whether somebody else has sent the same
+/// beginning before, to the token: what somebody sent can be guessed bit by bit by whoever asks often enough.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PrefixSharing(Vec<AccountPath>);
 
