@@ -1,6 +1,7 @@
 //! What `/metrics` shows. Every name is in [`table`]; handles to the series are made once and held here, so that there
 //! is no recorder of the whole process and a test has its own.
 
+mod clock;
 mod named;
 pub mod table;
 mod upstreams;
@@ -8,7 +9,6 @@ mod upstreams;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::thread;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
@@ -19,6 +19,7 @@ use crate::gateway::shelf::ShelfMemory;
 use crate::gateway::tariff::{Hours, PartitionHours, TimeUse};
 use crate::gateway::{AuthError, LedgerFigures, LimitName};
 use crate::workers::WorkerSlotFigures;
+pub use clock::set_clock_beside;
 use named::{MAX_NAMES, Named, OTHER};
 use table::{Metric, MetricKind};
 use upstreams::ToldUpstreams;
@@ -323,13 +324,6 @@ impl StepObserver for EngineMetrics {
         }
         self.hours.step(report);
     }
-}
-
-/// The exporter's clock compares itself with the system's, once in a process, which keeps a thread busy for a tenth of a
-/// second or two. Metrics that are made after this do not wait for it.
-pub fn set_clock_beside() {
-    // Whoever cannot spawn waits for it later.
-    drop(thread::Builder::new().name("clock".into()).spawn(|| drop(PrometheusBuilder::new().build_recorder())));
 }
 
 fn build_recorder() -> Result<PrometheusRecorder, BuildError> {
