@@ -111,7 +111,7 @@ impl KvCacheManager {
     /// alone fits into every cache that has room for it.
     fn prefix_with_room(&self, sequence: &mut Sequence, spare_blocks: usize) -> Option<CachedPrefix> {
         let prefix = self.cached_prefix(sequence);
-        [prefix.without_tail(), prefix].into_iter().rev().find(|prefix| {
+        [prefix, prefix.without_tail()].into_iter().find(|prefix| {
             let taken: usize = self.groups().map(|group| self.blocks_to_admit(sequence, group, prefix)).sum();
             self.pool.num_free() >= taken + spare_blocks
         })
