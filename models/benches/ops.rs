@@ -31,7 +31,7 @@ fn main() -> Result<(), ModelError> {
     // Cargo passes `--bench` to a bench.
     let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
     let threads = threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
-    let compute = Compute::cpu(threads);
+    let compute = Compute::cpu(threads).for_kv_of(KvFormat::Bf16);
     let bandwidth = read_bandwidth(&compute);
     println!("{} kernels, {threads} threads, memory reads at {:.1} GB/s", compute.kernels(), bandwidth / 1e9);
     println!("multiply-adds between registers: {:.0} GFLOP/s", multiply_add_rate(&compute) / 1e9);

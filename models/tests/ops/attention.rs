@@ -190,7 +190,7 @@ fn chunks_and_company_give_the_bits_of_the_whole_with_every_feature() {
     }
 }
 
-fn chunks_and_company_change_nothing(what: &str, world: &World, compute: &Compute) {
+pub(super) fn chunks_and_company_change_nothing(what: &str, world: &World, compute: &Compute) {
     let whole = world.step(compute, &mut world.cache(), &[(0, 0..83)]);
     for sizes in [vec![1; 83], vec![5, 31, 1, 40, 6], vec![82, 1]] {
         let mut cache = world.cache();
@@ -208,7 +208,7 @@ fn chunks_and_company_change_nothing(what: &str, world: &World, compute: &Comput
 }
 
 /// Both sides of a query, with windows shorter than a tile, as long as one, and longer than every sequence.
-fn two_sided(head_dim: usize) -> Vec<AttentionParams> {
+pub(super) fn two_sided(head_dim: usize) -> Vec<AttentionParams> {
     let plain = AttentionParams::bidirectional((head_dim as f32).sqrt().recip());
     let windows =
         [1, 5, 15, 16, 17, 31, 40, 1000].map(|window| AttentionParams { window: Some(window), ..plain.clone() });

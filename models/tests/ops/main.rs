@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test by panicking")]
 
 mod attention;
+mod bf16_attention;
 mod bf16_products;
 mod elementwise;
 mod int8_kv;

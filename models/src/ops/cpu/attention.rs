@@ -9,17 +9,19 @@
 //! side by side, then `out += weights v` with the 16 keys as depth.
 
 mod heads;
+mod paired;
 mod pieces;
 mod row_sums;
 mod spans;
 mod tile_view;
+mod values;
 
 use std::ops::Range;
 
 use candle_core::{CpuStorage, Storage};
 
 use super::buffer::Plain;
-use super::cache_element::{CacheElement, signed};
+use super::cache_element::signed;
 use super::instructions::Instructions;
 use super::launch::{Kernel, Output};
 use super::tile::{Factors, with_rows};
@@ -27,10 +29,11 @@ use super::vector::Vector;
 use super::view::Rows;
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::ops::attention::RowChunk;
-use crate::ops::{AttentionParams, AttentionPlan, Compute, Matrix, QueriesView};
+use crate::ops::{AttentionParams, AttentionPlan, Compute, Float, Matrix, QueriesView};
 use crate::{BlockId, ModelError};
 use heads::{ChunkState, HeadStates, HeadSums};
-use pieces::{Scores, Values, multiply_by, weigh};
+use paired::{Cached, Paired};
+use pieces::{Scores, multiply_by, weigh};
 use row_sums::RowSums;
 use spans::{run, spans};
 use tile_view::TileView;
@@ -55,7 +58,12 @@ pub(crate) fn paged_attention(
             run(compute, Attention { step, k: &k[k_start..], v: &v[v_start..] });
         }
         (Storage::Cpu(CpuStorage::BF16(k)), Storage::Cpu(CpuStorage::BF16(v))) => {
-            run(compute, Attention { step, k: &k[k_start..], v: &v[v_start..] });
+            let (k, v) = (&k[k_start..], &v[v_start..]);
+            if compute.factors() == Float::Bf16 && layer.head_dim().is_multiple_of(Paired::ROWS_OF_STEP) {
+                run(compute, Attention { step, k: Paired::of(k), v: Paired::of(v) });
+            } else {
+                run(compute, Attention { step, k, v });
+            }
         }
         (Storage::Cpu(CpuStorage::U8(k)), Storage::Cpu(CpuStorage::U8(v))) => {
             let (k, v) = (signed(&k[k_start..]), signed(&v[v_start..]));
@@ -123,7 +131,7 @@ const fn max_pair_rows<I: Instructions>() -> usize {
 /// Keys of two tiles.
 const VISIT: usize = 2 * KV_TILE;
 
-impl<E: CacheElement> Kernel for Attention<'_, E> {
+impl<E: Cached> Kernel for Attention<'_, E> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, task: usize) {
         let Some(work) = self.work(task) else { return };
@@ -166,7 +174,7 @@ struct Visit<'a, E> {
     column: usize,
 }
 
-impl<E: CacheElement> Attention<'_, E> {
+impl<E: Cached> Attention<'_, E> {
     fn group(&self) -> usize {
         self.num_heads / self.layer.num_kv_heads()
     }
@@ -278,6 +286,7 @@ impl<E: CacheElement> Attention<'_, E> {
                     let factor = temperature.factor(self.plan.input().positions()[row]);
                     q.iter_mut().for_each(|q| *q *= factor);
                 }
+                q.chunks_exact_mut(self.layer.head_dim()).for_each(E::put_factors);
             }
             weights.fill(0.0);
         }
@@ -329,13 +338,16 @@ impl<E: CacheElement> Attention<'_, E> {
         let v_scales = E::scales(&visit.kv[0].v[KV_TILE * padded..]);
         for index in 0..group {
             let row = token * group + index;
-            let weights = &mut state.weights[row * VISIT + visit.column..][..KV_TILE];
-            multiply_by(weights, k_scales);
-            self.finish_scores(weights, &visit.view, token, visit.kv_head * group + index);
-            // SAFETY: a tile of scores, of which the token sees some; passed on.
-            let factor =
-                unsafe { weigh::<V>(weights, keys.clone(), (&mut state.sums.max[row], &mut state.sums.sum[row])) };
-            multiply_by(weights, v_scales);
+            let scores = &mut state.weights[row * VISIT + visit.column..].as_chunks_mut::<KV_TILE>().0[0];
+            multiply_by(scores, k_scales);
+            let scale = self.finish_scores(scores, &visit.view, token, visit.kv_head * group + index);
+            let sums = (&mut state.sums.max[row], &mut state.sums.sum[row]);
+            // SAFETY: the token sees some of the scores; passed on.
+            let factor = unsafe {
+                let (weights, factor) = weigh::<V>(scores, scale, keys.clone(), sums);
+                E::put_weights(weights, v_scales, scores);
+                factor
+            };
             if factor != 1.0 {
                 for out in &mut state.sums.out[row * padded..(row + 1) * padded] {
                     *out *= factor;
@@ -344,22 +356,28 @@ impl<E: CacheElement> Attention<'_, E> {
         }
     }
 
-    /// From dot products to scores.
+    /// From dot products to scores, but for the factor that is returned.
     #[inline(always)]
-    fn finish_scores(&self, scores: &mut [f32], view: &TileView<'_>, token: usize, query_head: usize) {
-        for score in &mut *scores {
-            *score *= self.params.scale;
+    fn finish_scores(&self, scores: &mut [f32; KV_TILE], view: &TileView<'_>, token: usize, query_head: usize) -> f32 {
+        let params = self.params;
+        if params.soft_cap.is_none() && params.alibi_slopes.is_none() {
+            return params.scale;
         }
-        if let Some(cap) = self.params.soft_cap {
+        for score in &mut *scores {
+            *score *= params.scale;
+        }
+        if let Some(cap) = params.soft_cap {
             for score in &mut *scores {
                 *score = cap * (*score / cap).tanh();
             }
         }
-        let Some(slopes) = &self.params.alibi_slopes else { return };
-        let position = view.position(token) as f32;
-        for (key, score) in scores.iter_mut().enumerate() {
-            *score += slopes[query_head] * ((view.start + key) as f32 - position);
+        if let Some(slopes) = &params.alibi_slopes {
+            let position = view.position(token) as f32;
+            for (key, score) in scores.iter_mut().enumerate() {
+                *score += slopes[query_head] * ((view.start + key) as f32 - position);
+            }
         }
+        1.0
     }
 
     /// The dot products of one tile with the rows of the tokens that see it.
@@ -381,7 +399,11 @@ impl<E: CacheElement> Attention<'_, E> {
     #[inline(always)]
     unsafe fn pair_scores<I: Instructions>(&self, state: &mut ChunkState<'_>, kv: [&KvTile<'_, E>; 3]) {
         let between = elements_between(kv[0].k, kv[1].k);
-        let factors = Factors { w_panel_stride: between, ..self.score_factors(state, [kv[0], kv[2]], 0) };
+        let factors = Factors {
+            w_panel_stride: between,
+            ahead_panel_stride: between,
+            ..self.score_factors(state, [kv[0], kv[2]], 0)
+        };
         let to = state.weights.as_mut_ptr();
         // SAFETY: as above; both tiles stand in one cache, `between` elements apart.
         unsafe {
@@ -393,55 +415,15 @@ impl<E: CacheElement> Attention<'_, E> {
     fn score_factors(&self, state: &ChunkState<'_>, kv: [&KvTile<'_, E>; 2], first_row: usize) -> Factors<E> {
         let head_dim = self.layer.head_dim();
         Factors {
-            x: state.q[first_row * head_dim..].as_ptr(),
+            x: state.q[first_row * head_dim..].as_ptr().cast(),
             x_stride: head_dim,
             w: kv[0].k.as_ptr(),
-            w_stride: KV_TILE,
+            w_stride: E::ROWS_OF_STEP * KV_TILE,
             w_panel_stride: 0,
-            depth: head_dim,
+            depth: head_dim / E::ROWS_OF_STEP,
             ahead: kv[1].k.as_ptr(),
-            ahead_stride: KV_TILE,
-        }
-    }
-
-    /// Adds the values `keys` of the tile to the rows of `tokens`.
-    #[inline(always)]
-    unsafe fn add_values<I: Instructions>(
-        &self,
-        state: &mut ChunkState<'_>,
-        visit: &Visit<'_, E>,
-        tokens: Range<usize>,
-        keys: Range<usize>,
-    ) {
-        let (padded, rows, kv) = (self.layer.padded_head_dim(), self.rows_of_tokens(tokens), visit.kv);
-        for first in rows.clone().step_by(I::TILE_ROWS) {
-            let num_rows = I::TILE_ROWS.min(rows.end - first);
-            let mut column = 0;
-            while column < padded {
-                let wide = column + 2 * KV_TILE <= padded && num_rows <= max_pair_rows::<I>();
-                let width = if wide { 2 * KV_TILE } else { KV_TILE };
-                let factors = Factors {
-                    x: state.weights[first * VISIT + visit.column + keys.start..].as_ptr(),
-                    x_stride: VISIT,
-                    w: kv[0].v[keys.start * padded + column..].as_ptr(),
-                    w_stride: padded,
-                    w_panel_stride: KV_TILE as isize,
-                    depth: keys.len(),
-                    // The next tile in the order of its addresses, which is not that of its use: 5 to 15 % faster.
-                    ahead: kv[1].v.as_ptr().wrapping_add(column * KV_TILE),
-                    ahead_stride: width,
-                };
-                let to = state.sums.out[first * padded + column..].as_mut_ptr();
-                // SAFETY: `num_rows` rows of weights and outputs; columns below `padded`; as many rows of values as keys.
-                unsafe {
-                    if wide {
-                        with_rows!(num_rows, max_pair_rows::<I>(), ROWS => I::apart(Values::<E, ROWS, 2> { factors, to, stride: padded }));
-                    } else {
-                        with_rows!(num_rows, I::TILE_ROWS, ROWS => I::apart(Values::<E, ROWS, 1> { factors, to, stride: padded }));
-                    }
-                }
-                column += width;
-            }
+            ahead_stride: E::ROWS_OF_STEP * KV_TILE,
+            ahead_panel_stride: 0,
         }
     }
 

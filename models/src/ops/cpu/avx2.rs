@@ -165,12 +165,51 @@ impl Vector for Ymm {
     }
 
     #[inline(always)]
+    unsafe fn sum_of_lanes(self) -> f32 {
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn max_of_lanes(self) -> f32 {
+        unsafe {
+            let four = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded(low: Self, high: Self, to: *mut bf16) {
+        unsafe {
+            // Their saturation finds nothing: what is packed has 16 bits. Lanes of the halves are in turns then.
+            let packed = _mm256_packus_epi32(rounded(low), rounded(high));
+            _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn if_positive(self, then: Self, otherwise: Self) -> Self {
         unsafe {
             let positive = _mm256_cmp_ps::<_CMP_GT_OQ>(self.0, _mm256_setzero_ps());
             Self(_mm256_blendv_ps(otherwise.0, then.0, positive))
         }
     }
+}
+
+/// As [`super::bf16_rows::rounded`], in the lower half of each lane.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn rounded(x: Ymm) -> __m256i {
+    let bits = _mm256_castps_si256(x.0);
+    let last = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let nearest = _mm256_add_epi32(bits, _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff)));
+    let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+    let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x.0, x.0));
+    _mm256_srli_epi32::<16>(_mm256_blendv_epi8(nearest, quiet, is_nan))
 }
 
 /// Sums, and what is not in them yet.
@@ -203,6 +242,14 @@ impl Pairs for YmmPairs {
     #[inline(always)]
     unsafe fn splat(from: *const i32) -> Self {
         Self(unsafe { _mm256_set1_epi32(from.read_unaligned()) })
+    }
+
+    #[inline(always)]
+    unsafe fn interleaved(low: *const u8, high: *const u8) -> Self {
+        unsafe {
+            let (low, high) = (_mm_loadu_si128(low.cast()), _mm_loadu_si128(high.cast()));
+            Self(_mm256_set_m128i(_mm_unpackhi_epi16(low, high), _mm_unpacklo_epi16(low, high)))
+        }
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 //! Sixteen f32 lanes, or thirty-two 16-bit ones, in one AVX-512 register.
 
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
 use half::{bf16, f16};
 
@@ -23,6 +24,7 @@ impl Instructions for Avx512 {
 
     const TILE_ROWS: usize = 12;
     const TILE_SUMS: usize = 24;
+    const PIECE_BYTES: usize = 64 * 1024;
     const INTEGER_ROWS: usize = 10;
     const INTEGER_SUMS: usize = 8;
 
@@ -35,6 +37,17 @@ impl Instructions for Avx512 {
 
 #[derive(Clone, Copy)]
 pub(super) struct Zmm(pub(super) __m512);
+
+/// Lanes of the lower and the upper half in turns.
+const HALVES_IN_TURNS: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut lane = 0;
+    while lane < order.len() {
+        order[lane] = (lane / 2 + lane % 2 * 16) as u16;
+        lane += 1;
+    }
+    order
+};
 
 #[derive(Clone, Copy)]
 pub(super) struct ZmmPairs(pub(super) __m512i);
@@ -110,6 +123,12 @@ impl Lanes for Zmm {
     }
 
     #[inline(always)]
+    fn prefetch_to_second_level<T>(at: *const T) {
+        // As above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { _mm512_storeu_ps(to, self.0) }
     }
@@ -152,6 +171,16 @@ impl Pairs for ZmmPairs {
     }
 
     #[inline(always)]
+    unsafe fn interleaved(low: *const u8, high: *const u8) -> Self {
+        unsafe {
+            let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.cast()));
+            let both = _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.cast()));
+            let order = const { transmute::<[u16; 32], __m512i>(HALVES_IN_TURNS) };
+            Self(_mm512_permutexvar_epi16(order, both))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn and(self, mask: i16) -> Self {
         Self(unsafe { _mm512_and_si512(self.0, _mm512_set1_epi16(mask)) })
     }
@@ -168,7 +197,12 @@ impl Pairs for ZmmPairs {
 
     #[inline(always)]
     unsafe fn dot(self, x: Self, sums: __m512i) -> __m512i {
-        unsafe { add_products(self.0, x.0, sums) }
+        unsafe { add_products(self.0, (&raw const x.0).cast(), sums) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_at(self, x: *const i32, sums: __m512i) -> __m512i {
+        unsafe { add_products(self.0, x, sums) }
     }
 
     #[inline(always)]
@@ -178,7 +212,12 @@ impl Pairs for ZmmPairs {
 
     #[inline(always)]
     unsafe fn dot_bytes(self, _bits: u32, x: Self, sums: __m512i) -> __m512i {
-        unsafe { add_products_of_bytes(self.0, x.0, sums) }
+        unsafe { add_products_of_bytes(self.0, (&raw const x.0).cast(), sums) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes_at(self, _bits: u32, x: *const i32, sums: __m512i) -> __m512i {
+        unsafe { add_products_of_bytes(self.0, x, sums) }
     }
 
     #[inline(always)]
@@ -193,15 +232,15 @@ macro_rules! vnni {
     ($name:ident, $instruction:literal) => {
         #[inline]
         #[target_feature(enable = "avx512f,avx512vnni")]
-        fn $name(weights: __m512i, x: __m512i, mut sums: __m512i) -> __m512i {
+        fn $name(weights: __m512i, x: *const i32, mut sums: __m512i) -> __m512i {
             // SAFETY: an instruction on registers, which the CPU has.
             unsafe {
                 std::arch::asm!(
-                    concat!($instruction, " {sums}, {weights}, {x}"),
+                    concat!($instruction, " {sums}, {weights}, dword ptr [{x}]{{1to16}}"),
                     sums = inout(zmm_reg) sums,
                     weights = in(zmm_reg) weights,
-                    x = in(zmm_reg) x,
-                    options(pure, nomem, nostack, preserves_flags),
+                    x = in(reg) x,
+                    options(pure, readonly, nostack, preserves_flags),
                 );
             }
             sums

@@ -20,6 +20,7 @@ impl Instructions for Avx512Bf16 {
 
     const TILE_ROWS: usize = 12;
     const TILE_SUMS: usize = 24;
+    const PIECE_BYTES: usize = 64 * 1024;
     const INTEGER_ROWS: usize = 10;
     const INTEGER_SUMS: usize = 8;
 

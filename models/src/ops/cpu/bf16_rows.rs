@@ -55,7 +55,7 @@ impl Kernel for Round<'_> {
 
 /// As [`bf16::from_f32`], without a branch.
 #[inline(always)]
-fn rounded(value: f32) -> bf16 {
+pub(super) fn rounded(value: f32) -> bf16 {
     let bits = value.to_bits();
     let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
     // What is not a number stays so, and quiet.

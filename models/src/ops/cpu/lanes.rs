@@ -29,6 +29,10 @@ pub(super) trait Lanes: Copy {
     unsafe fn of_sums(sums: <Self::Pairs as Pairs>::Sums) -> Self;
     /// Asks for the cache line at `at`, which need not be valid.
     fn prefetch<T>(at: *const T);
+    /// The same, no nearer than the second-level cache.
+    fn prefetch_to_second_level<T>(at: *const T) {
+        Self::prefetch(at);
+    }
     unsafe fn store(self, to: *mut f32);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;

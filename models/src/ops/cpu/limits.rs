@@ -99,7 +99,7 @@ impl<W: Weight> Kernel for MultiplyAdd<W> {
         let Self { factor, weights } = black_box(self);
         // SAFETY: a factor, and the weights of a panel; the launch vouches for the instructions.
         unsafe {
-            let (factor, columns) = (W::splat::<I>(factor), W::load::<I>(weights.as_ptr()));
+            let (factor, columns) = (W::splat::<I>(factor), W::load::<I>(weights.as_ptr(), 0));
             // As many running sums at a time as hide the latency of the multiply-add and fit the registers.
             for _ in 0..MAX_ROWS / I::TILE_ROWS {
                 let mut sums = [I::Panel::splat(1.0); MAX_ROWS];
@@ -141,8 +141,7 @@ impl<A: Activation, const LEN: usize> Kernel for MultiplyIntegers<A, LEN> {
                     for place in 0..PARTS_OF_UNIT {
                         for (row, sums) in running.iter_mut().enumerate().take(I::INTEGER_ROWS) {
                             let part = &parts[(unit + place + row) % FACTORS];
-                            let part = PairsOf::<I>::splat(part.as_ptr().cast());
-                            *sums = A::dot((quants, QUANT_BITS), part, *sums);
+                            *sums = A::dot((quants, QUANT_BITS), part.as_ptr().cast(), *sums);
                         }
                     }
                     sums.iter_mut().zip(running).take(I::INTEGER_ROWS).for_each(|(sums, running)| {

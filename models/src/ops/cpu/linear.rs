@@ -32,9 +32,6 @@ const TASK_ROWS: usize = 72;
 /// Rows for which reading a weight takes about as long as using it.
 const ROWS_OF_A_READ: usize = 6;
 
-/// Bytes of the panels' pieces when `k` is cut: half of a usual first-level cache.
-const PIECE_BYTES: usize = 16 * 1024;
-
 /// Bytes of the rows of a task that stay in the cache while all of `k` passes: half of a usual second-level cache.
 const STAYING_BYTES: usize = 256 * 1024;
 
@@ -256,6 +253,7 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
                 depth: k_len,
                 ahead,
                 ahead_stride,
+                ahead_panel_stride: (depth * PANEL) as isize,
             };
             let (y, y_stride) = (target.at(row, first_column), target.stride());
             if PANELS > 1 || num_columns == PANEL {
@@ -313,7 +311,7 @@ impl<W: Weight> Product for Linear<'_, W> {
             return unsafe { self.row_block::<I>((num_rows, panels.len()), place, target) };
         }
         let together = panels_together::<I>(num_rows.div_ceil(num_blocks));
-        let piece = PIECE_BYTES / (together * PANEL * size_of::<W>());
+        let piece = I::PIECE_BYTES / (together * PANEL * size_of::<W>());
         let pieces = (0..self.depth).step_by(piece).map(|start| start..self.depth.min(start + piece));
         let panels = panels.clone().step_by(together).map(|start| start..panels.end.min(start + together));
         let stays = num_rows * self.depth * size_of::<W::Factor>() <= STAYING_BYTES;

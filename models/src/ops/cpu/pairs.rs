@@ -24,6 +24,8 @@ pub(super) trait Pairs: Copy {
     unsafe fn load(from: *const u8) -> Self;
     /// The four bytes at `from`, which need not be aligned, in every pair of lanes.
     unsafe fn splat(from: *const i32) -> Self;
+    /// Lane `i` of each half, one behind the other: the halves stand at `low` and `high`, half of [`Pairs::BYTES`] each.
+    unsafe fn interleaved(low: *const u8, high: *const u8) -> Self;
     unsafe fn and(self, mask: i16) -> Self;
     unsafe fn or(self, other: Self) -> Self;
     /// Zeros come in from above.
@@ -31,11 +33,23 @@ pub(super) trait Pairs: Copy {
     /// `sums[i] + self[2 i] * x[2 i] + self[2 i + 1] * x[2 i + 1]`, which must fit. One instruction where the CPU has VNNI
     /// (`vpdpwssd`).
     unsafe fn dot(self, x: Self, sums: Self::Sums) -> Self::Sums;
+    /// The same with the four bytes at `x`, as [`Pairs::splat`] has them.
+    #[inline(always)]
+    unsafe fn dot_at(self, x: *const i32, sums: Self::Sums) -> Self::Sums {
+        // SAFETY: passed on.
+        unsafe { self.dot(Self::splat(x), sums) }
+    }
     unsafe fn begin_bytes(sums: Self::Sums) -> Self::ByteSums;
     /// As [`Pairs::dot`] of bytes, four for each sum: unsigned ones of at most so many `bits`, and signed ones of `x`, none of
     /// which is -128. At most eight times before [`Pairs::end_bytes`], with the same `bits`. One instruction where the CPU has
     /// VNNI (`vpdpbusd`).
     unsafe fn dot_bytes(self, bits: u32, x: Self, sums: Self::ByteSums) -> Self::ByteSums;
+    /// As [`Pairs::dot_at`].
+    #[inline(always)]
+    unsafe fn dot_bytes_at(self, bits: u32, x: *const i32, sums: Self::ByteSums) -> Self::ByteSums {
+        // SAFETY: passed on.
+        unsafe { self.dot_bytes(bits, Self::splat(x), sums) }
+    }
     unsafe fn end_bytes(bits: u32, sums: Self::ByteSums) -> Self::Sums;
 }
 
@@ -60,6 +74,14 @@ impl<P: Pairs> Pairs for [P; 2] {
     #[inline(always)]
     unsafe fn splat(from: *const i32) -> Self {
         [unsafe { P::splat(from) }; 2]
+    }
+
+    #[inline(always)]
+    unsafe fn interleaved(low: *const u8, high: *const u8) -> Self {
+        unsafe {
+            let quarter = P::BYTES / 2;
+            [P::interleaved(low, high), P::interleaved(low.add(quarter), high.add(quarter))]
+        }
     }
 
     #[inline(always)]
@@ -132,6 +154,15 @@ impl Pairs for PortablePairs {
         // SAFETY: the caller's pointer is valid for four bytes.
         let [even, odd] = unsafe { from.cast::<[[u8; 2]; 2]>().read_unaligned() }.map(i16::from_le_bytes);
         Self(std::array::from_fn(|lane| if lane % 2 == 0 { even } else { odd }))
+    }
+
+    #[inline(always)]
+    unsafe fn interleaved(low: *const u8, high: *const u8) -> Self {
+        Self(std::array::from_fn(|lane| {
+            let half = if lane.is_multiple_of(2) { low } else { high };
+            // SAFETY: the caller's pointers are valid for half as many lanes each.
+            i16::from_le_bytes(unsafe { half.cast::<[u8; 2]>().add(lane / 2).read() })
+        }))
     }
 
     #[inline(always)]

@@ -50,7 +50,7 @@ pub(super) trait Activation: Plain + Default + Into<i32> {
     ///
     /// # Safety
     /// As [`Activation::factors`].
-    unsafe fn dot<P: Pairs>(factors: (P, u32), part: P, sums: Self::Running<P>) -> Self::Running<P>;
+    unsafe fn dot<P: Pairs>(factors: (P, u32), part: *const i32, sums: Self::Running<P>) -> Self::Running<P>;
 
     /// # Safety
     /// As [`Activation::factors`]; `bits` are those of the factors.
@@ -84,9 +84,9 @@ impl Activation for i16 {
     }
 
     #[inline(always)]
-    unsafe fn dot<P: Pairs>((factors, _): (P, u32), part: P, sums: P::Sums) -> P::Sums {
+    unsafe fn dot<P: Pairs>((factors, _): (P, u32), part: *const i32, sums: P::Sums) -> P::Sums {
         // SAFETY: passed on.
-        unsafe { factors.dot(part, sums) }
+        unsafe { factors.dot_at(part, sums) }
     }
 
     #[inline(always)]
@@ -122,9 +122,9 @@ impl Activation for i8 {
     }
 
     #[inline(always)]
-    unsafe fn dot<P: Pairs>((factors, bits): (P, u32), part: P, sums: P::ByteSums) -> P::ByteSums {
+    unsafe fn dot<P: Pairs>((factors, bits): (P, u32), part: *const i32, sums: P::ByteSums) -> P::ByteSums {
         // SAFETY: passed on.
-        unsafe { factors.dot_bytes(bits, part, sums) }
+        unsafe { factors.dot_bytes_at(bits, part, sums) }
     }
 
     #[inline(always)]

@@ -48,11 +48,17 @@ pub(super) trait Weight: Copy + Send + Sync + 'static {
     type Columns<I: Instructions>: Copy;
 
     /// # Safety
-    /// As [`Lanes`]; 16 weights stand at `from`.
-    unsafe fn load<I: Instructions>(from: *const Self) -> Self::Columns<I>;
+    /// As [`Lanes`]; 16 weights stand at `from`, and what else a step takes in between there and the next step, `stride` behind.
+    unsafe fn load<I: Instructions>(from: *const Self, stride: usize) -> Self::Columns<I>;
     /// # Safety
     /// As [`Lanes`].
     unsafe fn splat<I: Instructions>(factor: *const Self::Factor) -> Self::Columns<I>;
+    /// Asks for what will be read later.
+    #[inline(always)]
+    fn prefetch<I: Instructions>(ahead: *const Self) {
+        I::Panel::prefetch(ahead);
+    }
+
     /// `sums` and the products, in the order of `k`'s neighbours that the type says, each rounded once.
     ///
     /// # Safety
@@ -71,7 +77,7 @@ impl<E: Element> Weight for E {
 
     // SAFETY, for every block below: passed on.
     #[inline(always)]
-    unsafe fn load<I: Instructions>(from: *const Self) -> I::Panel {
+    unsafe fn load<I: Instructions>(from: *const Self, _stride: usize) -> I::Panel {
         unsafe { E::load(from) }
     }
 
@@ -93,7 +99,7 @@ impl Weight for Bf16Pair {
 
     // SAFETY, for every block below: passed on; a pair is two 16-bit lanes, of whatever type.
     #[inline(always)]
-    unsafe fn load<I: Instructions>(from: *const Self) -> PairsOf<I> {
+    unsafe fn load<I: Instructions>(from: *const Self, _stride: usize) -> PairsOf<I> {
         unsafe { PairsOf::<I>::load(from.cast()) }
     }
 
@@ -119,10 +125,11 @@ pub(super) struct Factors<W: Weight> {
     /// Negative where the second panel stands before the first.
     pub(super) w_panel_stride: isize,
     pub(super) depth: usize,
-    /// What will be read later: step `k` asks for what is at `ahead[k * ahead_stride]`, and as far behind it for the second
-    /// panel as in `w`. It need not be valid.
+    /// What will be read later: step `k` asks for what is at `ahead[k * ahead_stride + panel * ahead_panel_stride]`. It need
+    /// not be valid.
     pub(super) ahead: *const W,
     pub(super) ahead_stride: usize,
+    pub(super) ahead_panel_stride: isize,
 }
 
 /// Continues `sums` with the products for each `k`, in ascending order.
@@ -161,15 +168,14 @@ unsafe fn step<I: Instructions, W: Weight, const ROWS: usize, const PANELS: usiz
     k: usize,
     mut sums: Sums<I::Panel, ROWS, PANELS>,
 ) -> Sums<I::Panel, ROWS, PANELS> {
-    let Factors { x, x_stride, w_panel_stride, .. } = *factors;
-    let (w, ahead) =
-        (factors.w.wrapping_add(k * factors.w_stride), factors.ahead.wrapping_add(k * factors.ahead_stride));
+    let Factors { x, x_stride, w_stride, w_panel_stride, ahead_panel_stride, .. } = *factors;
+    let (w, ahead) = (factors.w.wrapping_add(k * w_stride), factors.ahead.wrapping_add(k * factors.ahead_stride));
     // SAFETY: registers of numbers, for which zeros are numbers. `row < ROWS` and `panel < PANELS`; the caller vouches for `k`.
     unsafe {
         let mut columns = [std::mem::zeroed::<W::Columns<I>>(); PANELS];
         for panel in 0..PANELS {
-            I::Panel::prefetch(ahead.wrapping_offset(panel as isize * w_panel_stride));
-            columns[panel] = W::load::<I>(w.offset(panel as isize * w_panel_stride));
+            W::prefetch::<I>(ahead.wrapping_offset(panel as isize * ahead_panel_stride));
+            columns[panel] = W::load::<I>(w.offset(panel as isize * w_panel_stride), w_stride);
             if !const { many_rows(ROWS, PANELS) } {
                 for row in 0..ROWS {
                     let factor = W::splat::<I>(x.add(row * x_stride + k));

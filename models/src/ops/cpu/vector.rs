@@ -4,6 +4,7 @@
 
 use half::{bf16, f16};
 
+use super::bf16_rows::rounded;
 use super::lanes::{Element, Lanes};
 use super::pairs::{Pairs, PortablePairs};
 
@@ -51,6 +52,18 @@ pub(super) trait Vector: Lanes {
         let x = unsafe { self.to_array() };
         let max = |a: f32, b: f32| if a > b { a } else { b };
         max(max(max(x[0], x[4]), max(x[2], x[6])), max(max(x[1], x[5]), max(x[3], x[7])))
+    }
+
+    /// Writes the lanes of `low` and `high` as [`rounded`] has them.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; `to` must be valid for sixteen elements.
+    #[inline(always)]
+    unsafe fn store_rounded(low: Self, high: Self, to: *mut bf16) {
+        // SAFETY: the caller's.
+        unsafe {
+            to.cast::<[[bf16; LANES]; 2]>().write_unaligned([low, high].map(|lanes| lanes.to_array().map(rounded)))
+        }
     }
 
     /// `e` to the power of each lane, within 2 units in the last place from -87.3 to 88.3, and the value at these ends

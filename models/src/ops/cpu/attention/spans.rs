@@ -5,11 +5,11 @@
 
 use std::ops::Range;
 
-use super::super::cache_element::CacheElement;
 use super::super::instructions::Instructions;
-use super::super::launch::{Kernel, Output, launch};
+use super::super::launch::{Kernel, Output, Start, launch};
 use super::Attention;
 use super::heads::HeadSums;
+use super::paired::Cached;
 use crate::kv_cache::KV_TILE;
 use crate::ops::Compute;
 use crate::ops::attention::{KEY_SPAN, RowChunk};
@@ -36,7 +36,7 @@ pub(super) fn spans(tiles: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     starts.map(move |start| start.max(tiles.start)..(start + TILES).min(tiles.end))
 }
 
-pub(super) fn run<E: CacheElement>(compute: &Compute, mut attention: Attention<'_, E>) {
+pub(super) fn run<E: Cached>(compute: &Compute, mut attention: Attention<'_, E>) {
     let (num_heads, num_threads) = (attention.layer.num_kv_heads(), compute.num_threads());
     let chunks = attention.plan.chunks();
     let most_rows = chunks.iter().map(|chunk| chunk.num_rows).max().unwrap_or(0);
@@ -62,14 +62,14 @@ pub(super) fn run<E: CacheElement>(compute: &Compute, mut attention: Attention<'
     if !is_split {
         let numbers = attention.numbers_len(most_rows).max(heads_of_a_task * attention.numbers_len(1));
         compute.workspace().prepare::<f32>(num_threads.min(num_tasks), numbers);
-        launch(compute, num_tasks, &attention);
+        E::Start::launch(compute, num_tasks, &attention);
         return;
     }
     let mut numbers = compute.workspace().unwritten(num_tasks * most_spans * len);
     let states = attention.state_len(most_rows).max(heads_of_a_task * attention.state_len(1));
     compute.workspace().prepare::<f32>(num_threads, states);
     let split = Split { attention: &attention, most_spans, len, numbers: numbers.output() };
-    launch(compute, num_tasks * most_spans, &Apart(&split));
+    E::Start::launch(compute, num_tasks * most_spans, &Apart(&split));
     launch(compute, num_tasks, &Together(&split));
 }
 
@@ -90,13 +90,13 @@ struct Apart<'a, 'b, E>(&'a Split<'a, 'b, E>);
 /// The spans of each task, in order, when all of them are done.
 struct Together<'a, 'b, E>(&'a Split<'a, 'b, E>);
 
-impl<E: CacheElement> Attention<'_, E> {
+impl<E: Cached> Attention<'_, E> {
     fn most_spans(&self) -> usize {
         self.plan.chunks().iter().map(|chunk| spans(self.tiles(*chunk)).count()).max().unwrap_or(0)
     }
 }
 
-impl<E: CacheElement> Split<'_, '_, E> {
+impl<E: Cached> Split<'_, '_, E> {
     /// Of `chunk`'s K/V heads from that of `task` on.
     fn sums(&self, (chunk, task): (RowChunk, usize), span: usize) -> HeadSums<'_> {
         let first = (task * self.most_spans + span) * self.len;
@@ -104,7 +104,7 @@ impl<E: CacheElement> Split<'_, '_, E> {
     }
 }
 
-impl<E: CacheElement> Kernel for Apart<'_, '_, E> {
+impl<E: Cached> Kernel for Apart<'_, '_, E> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, task: usize) {
         let Split { attention, most_spans, .. } = *self.0;
@@ -123,7 +123,7 @@ impl<E: CacheElement> Kernel for Apart<'_, '_, E> {
     }
 }
 
-impl<E: CacheElement> Kernel for Together<'_, '_, E> {
+impl<E: Cached> Kernel for Together<'_, '_, E> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, task: usize) {
         let attention = self.0.attention;
