@@ -208,7 +208,8 @@ impl Compute {
     }
 
     /// The same, whose products round activations to bf16 where they meet bf16 weights that it packs, of an even number of
-    /// inputs, and whose attention rounds queries and weights where they meet a bf16 cache. Where [`KernelSet::has_bf16_products`] says no, in plain code, which is slow.
+    /// inputs, and whose attention rounds queries and weights where they meet a bf16 cache. Where
+    /// [`KernelSet::has_bf16_products`] says no, in plain code, which is slow.
     pub fn with_bf16_products(self) -> Self {
         Self { factors: Float::Bf16, ..self }
     }

@@ -197,7 +197,7 @@ impl Pairs for ZmmPairs {
 
     #[inline(always)]
     unsafe fn dot(self, x: Self, sums: __m512i) -> __m512i {
-        unsafe { add_products(self.0, (&raw const x.0).cast(), sums) }
+        unsafe { _mm512_dpwssd_epi32(sums, self.0, x.0) }
     }
 
     #[inline(always)]
@@ -212,7 +212,7 @@ impl Pairs for ZmmPairs {
 
     #[inline(always)]
     unsafe fn dot_bytes(self, _bits: u32, x: Self, sums: __m512i) -> __m512i {
-        unsafe { add_products_of_bytes(self.0, (&raw const x.0).cast(), sums) }
+        unsafe { _mm512_dpbusd_epi32(sums, self.0, x.0) }
     }
 
     #[inline(always)]
@@ -226,7 +226,8 @@ impl Pairs for ZmmPairs {
     }
 }
 
-/// An instruction of VNNI, which the compiler does not look into: it would make multiplications and additions of most of them
+/// An instruction of VNNI with the same four bytes for every sum, which the compiler does not look into: it would load the bytes of all
+/// rows first, for which there are not enough registers, and make multiplications and additions of most of them
 /// again, to shorten the wait for one sum where there are others to go on with.
 macro_rules! vnni {
     ($name:ident, $instruction:literal) => {

@@ -14,8 +14,8 @@ use super::{Attention, VISIT, Visit, max_pair_rows};
 use crate::kv_cache::KV_TILE;
 
 impl<E: Cached> Attention<'_, E> {
-    /// Adds the values `keys` of the tile to the rows of `tokens`: those that share a step with one that is not added alone,
-    /// in the order of all.
+    /// Adds the values `keys` of the tile to the rows of `tokens`, in their order. One whose step has a key that is not among them is
+    /// added alone.
     #[inline(always)]
     pub(super) unsafe fn add_values<I: Instructions>(
         &self,
