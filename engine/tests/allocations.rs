@@ -12,9 +12,9 @@ use passerelle_engine::{Class, EngineConfig, EventStream, Request, RequestId, Sa
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::Compute;
 use passerelle_models::{
-    BlockId, CausalLm, CheckpointFiles, EncoderInput, EncoderSequence, KvCache, KvCacheSpec, KvReach, LoadOptions,
-    LoadedModel, Logits, ModelError, ModelInput, WeightLayout, demo_checkpoint, footprint, load, load_decoder,
-    load_encoder, unwatched,
+    ActivationDtype, BlockId, CausalLm, CheckpointFiles, EncoderInput, EncoderSequence, KvCache, KvCacheSpec, KvReach,
+    LoadOptions, LoadedModel, Logits, ModelError, ModelInput, WeightDtype, WeightLayout, demo_checkpoint, footprint,
+    load, load_decoder, load_encoder, unwatched,
 };
 
 /// More than a sequence generates here, so that each of its tokens can be another one.
@@ -230,12 +230,23 @@ fn peak(model: &LoadedModel, tokens: usize, rows: usize) -> i64 {
 
 #[test]
 fn a_step_holds_at_its_peak_what_is_reckoned() {
-    for (tokens, rows) in [(512, 1), (512, 64), (1024, 128), (256, 256), (64, 48)] {
-        // Each its own: a model keeps what a step held for the next one.
-        let model = load(&demo_checkpoint(), &Compute::cpu(1), &LoadOptions::default(), &mut unwatched).unwrap();
-        let (found, reckoned) = (peak(&model, tokens, rows), model.activations.bytes(tokens, rows) as i64);
-        let apart = (found - reckoned).abs() as f64 / found as f64;
-        assert!(apart <= 0.03, "{tokens} tokens and {rows} rows: {found} held, {reckoned} reckoned");
+    let stored = LoadOptions::default();
+    let in_floats = LoadOptions { dtype: WeightDtype::F32, ..stored };
+    let with_words = LoadOptions { dtype: WeightDtype::Q8_0, ..stored };
+    let with_bytes = LoadOptions { activation_dtype: ActivationDtype::Int8, ..with_words };
+    // What activations are rounded to before products differs: the first one's depends on the processor. Pieces of bytes are
+    // small, and one that finds no idle piece where it was reckoned to find one is missing.
+    for (options, allowed) in [(stored, 0.03), (in_floats, 0.03), (with_words, 0.03), (with_bytes, 0.04)] {
+        for (tokens, rows) in [(512, 1), (512, 64), (1024, 128), (256, 256), (64, 48)] {
+            // Each its own: a model keeps what a step held for the next one.
+            let model = load(&demo_checkpoint(), &Compute::cpu(1), &options, &mut unwatched).unwrap();
+            let (found, reckoned) = (peak(&model, tokens, rows), model.activations.bytes(tokens, rows) as i64);
+            let apart = (found - reckoned).abs() as f64 / found as f64;
+            assert!(
+                apart <= allowed,
+                "{options:?}, {tokens} tokens and {rows} rows: {found} held, {reckoned} reckoned"
+            );
+        }
     }
 }
 

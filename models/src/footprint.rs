@@ -21,6 +21,7 @@ pub struct Footprint {
     pub kv: Option<KvCacheSpec>,
     /// The longest sequence, as `LoadOptions::max_model_len` bounds it.
     pub max_position: usize,
+    /// Without what they are rounded to before products, which depends on the processor.
     pub activations: Activations,
 }
 

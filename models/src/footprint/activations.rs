@@ -1,12 +1,13 @@
 use super::weights::qkv_width;
 use crate::config::{FfnSpec, LayerSpec, NormPlacement, PositionSpec, RopeSpec};
+use crate::ops::RoundedUnit;
+use crate::ops::blocks::UNIT;
 
 /// What a step holds at its peak beside weights and KV cache, and what of it stays at hand for the next one.
 ///
 /// Ops take their outputs from a workspace, which gives each the smallest piece that it has and that is large enough, and
 /// asks the allocator where none is. So what a step holds is what comes of asking for the same pieces in the same order,
-/// which is done here. What threads hold for a tile at a time, and the integers that activations are rounded to before a
-/// quantised matrix, are left out.
+/// which is done here. What threads hold for a tile at a time is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Activations {
     hidden: usize,
@@ -16,6 +17,7 @@ pub struct Activations {
     angles: usize,
     /// 0 where no logits are computed.
     vocab_size: usize,
+    rounded: RoundedUnit,
 }
 
 /// Of a token, in numbers of f32.
@@ -38,7 +40,12 @@ impl Activations {
     pub(crate) fn of_layers(layers: &[LayerSpec], hidden: usize, vocab_size: usize) -> Self {
         let widest = layers.iter().map(LayerWidths::of).max_by_key(|layer| layer.qkv + layer.queries + layer.up);
         let layer = widest.unwrap_or(LayerWidths { norms_first: true, qkv: 0, queries: 0, up: 0, activated: 0 });
-        Self { hidden, layer, angles: angles(layers), vocab_size }
+        Self { hidden, layer, angles: angles(layers), vocab_size, rounded: RoundedUnit::default() }
+    }
+
+    /// The same where products take activations that are rounded first.
+    pub(crate) fn rounded_to(self, rounded: RoundedUnit) -> Self {
+        Self { rounded, ..self }
     }
 
     /// Bytes of a step of `tokens` tokens that gives `rows` rows of logits.
@@ -65,21 +72,31 @@ impl Activations {
         let sum = addend.is_some().then(|| take(pieces, self.hidden));
         let normed = norms_first.then(|| take(pieces, self.hidden));
         let stream = pieces.replaced(residual, addend, sum);
-        let product = take(pieces, qkv);
+        let product = self.multiply(pieces, (tokens, self.hidden), qkv);
         let attended = take(pieces, queries);
         pieces.give_back(product);
-        let output = take(pieces, self.hidden);
+        let output = self.multiply(pieces, (tokens, queries), self.hidden);
         pieces.give_back(attended);
         normed.into_iter().for_each(|normed| pieces.give_back(normed));
         let (sum, normed) = (take(pieces, self.hidden), take(pieces, self.hidden));
         let stream = pieces.replaced(stream, Some(output), Some(sum));
-        let product = take(pieces, up);
+        let product = self.multiply(pieces, (tokens, self.hidden), up);
         let gated = take(pieces, activated);
         pieces.give_back(product);
-        let output = take(pieces, self.hidden);
+        let output = self.multiply(pieces, (tokens, activated), self.hidden);
         pieces.give_back(gated);
         pieces.give_back(normed);
         (stream, Some(output))
+    }
+
+    /// A product of rows of `width` numbers, which are rounded for as long as it takes.
+    fn multiply(&self, pieces: &mut Pieces, (rows, width): (usize, usize), out_width: usize) -> Piece {
+        let product = pieces.take(rows, out_width);
+        let RoundedUnit { element_bytes, facts_bytes } = self.rounded;
+        let width_of = |bytes: usize| (width * bytes).div_ceil(UNIT * F32_BYTES as usize);
+        let rounded = [element_bytes, facts_bytes].map(|bytes| pieces.take(rows, width_of(bytes)));
+        rounded.into_iter().for_each(|rounded| pieces.give_back(rounded));
+        product
     }
 
     /// An encoder keeps the keys and values of one layer while it runs, and what is pooled is a copy.
@@ -101,7 +118,7 @@ impl Activations {
             }
         }
         let (sum, normed) = (pieces.take(rows, self.hidden), pieces.take(rows, self.hidden));
-        let logits = pieces.take(rows, self.vocab_size);
+        let logits = self.multiply(pieces, (rows, self.hidden), self.vocab_size);
         stream.extend([sum, normed, logits]);
         stream.into_iter().for_each(|piece| pieces.give_back(piece));
     }

@@ -55,13 +55,14 @@ impl Decoder {
             OutputHead::Tied => None,
             OutputHead::Separate => Some(loader.matrix(spec.hidden_size, &table(names.output_head, spec.vocab_size))?),
         };
+        let activations = Activations::of_layers(&spec.layers, spec.hidden_size, spec.vocab_size);
         Ok(Self {
             compute: loader.compute().clone(),
             vocab_size: spec.vocab_size,
             input_vocab_size: spec.input_vocab_size,
             max_position: spec.max_position,
             kv_cache_spec,
-            activations: Activations::of_layers(&spec.layers, spec.hidden_size, spec.vocab_size),
+            activations: activations.rounded_to(embedding.rounded_unit(loader.compute())),
             positions,
             embedding,
             embedding_norm,

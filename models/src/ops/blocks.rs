@@ -17,7 +17,7 @@ use half::{bf16, f16};
 use crate::StoredDtype;
 
 /// Elements of a unit.
-pub(super) const UNIT: usize = 32;
+pub(crate) const UNIT: usize = 32;
 const UNITS_OF_K_BLOCK: usize = 8;
 
 /// The scales of one block, as stored.

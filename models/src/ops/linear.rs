@@ -38,6 +38,15 @@ pub struct WeightPart<'a> {
     pub bytes: &'a [u8],
 }
 
+/// Bytes of [`blocks::UNIT`] activations as products take them, beside what they are rounded from; 0 where they are not
+/// rounded, and where the device does it on its way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RoundedUnit {
+    pub(crate) element_bytes: usize,
+    /// What is known of the elements together, their scale for one.
+    pub(crate) facts_bytes: usize,
+}
+
 /// Told which bytes of a [`WeightPart`] were read.
 pub(crate) type Copied<'a> = &'a (dyn Fn(&[u8]) + Sync);
 
@@ -118,6 +127,14 @@ impl PackedWeight {
             },
             #[cfg(feature = "cuda")]
             WeightStorage::Quantised(weight) => weight.dtype(),
+        }
+    }
+
+    /// What products with the first row round activations to.
+    pub(crate) fn rounded_unit(&self, compute: &Compute) -> RoundedUnit {
+        match &self.storage {
+            WeightStorage::Packed(parts) => parts[0].rounded_unit(compute),
+            _ => RoundedUnit::default(),
         }
     }
 

@@ -3,10 +3,14 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use half::bf16;
+
 use super::block_panels::BlockPanels;
 use super::panels::Panels;
-use crate::ops::{Compute, Copied, WeightPart};
-use crate::{ModelError, StoredDtype};
+use super::rounded_rows::UnitFacts;
+use crate::ops::blocks::UNIT;
+use crate::ops::{Compute, Copied, RoundedUnit, WeightPart};
+use crate::{ActivationDtype, ModelError, StoredDtype};
 
 /// Some outputs of a weight, all of one dtype.
 #[derive(Debug)]
@@ -51,6 +55,23 @@ impl PackedPart {
         match self {
             Self::Floats(panels) => panels.dtype(),
             Self::Blocks(panels) => panels.dtype,
+        }
+    }
+
+    /// What products with the weights round activations to.
+    pub(crate) fn rounded_unit(&self, compute: &Compute) -> RoundedUnit {
+        let facts_bytes = size_of::<UnitFacts>();
+        match (self, compute.activation_dtype()) {
+            (Self::Floats(panels), _) if panels.are_pairs() => {
+                RoundedUnit { element_bytes: UNIT * size_of::<bf16>(), facts_bytes: 0 }
+            }
+            (Self::Floats(_), _) => RoundedUnit::default(),
+            (Self::Blocks(_), ActivationDtype::Int8) => {
+                RoundedUnit { element_bytes: UNIT * size_of::<i8>(), facts_bytes }
+            }
+            (Self::Blocks(_), ActivationDtype::Int16) => {
+                RoundedUnit { element_bytes: UNIT * size_of::<i16>(), facts_bytes }
+            }
         }
     }
 
