@@ -116,6 +116,8 @@ impl Lanes for Zmm {
         Self(unsafe { _mm512_cvtepi32_ps(sums) })
     }
 
+    const PREFETCH_BYTES: usize = 8192;
+
     #[inline(always)]
     fn prefetch<T>(at: *const T) {
         // A prefetch never faults, and every x86-64 CPU has it.

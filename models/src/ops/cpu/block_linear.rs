@@ -32,8 +32,6 @@ const TASKS_PER_THREAD: usize = 8;
 const MIN_TASK_BYTES: usize = 32 * 1024;
 /// Panels that a few rows visit together at most.
 const MAX_PANELS: usize = 4;
-/// How far ahead of their use weights are asked for, in all panels together.
-const PREFETCH_BYTES: usize = 2048;
 const CACHE_LINE: usize = 64;
 
 /// The columns of one part: `x` is as wide as the weight.
@@ -313,9 +311,12 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
         });
         let blocks = panels.map(|panel| panel.wrapping_add(unit / num_units * block_bytes));
         let quants = blocks.map(|block| block.wrapping_add(F::LAYOUT.unit(unit % num_units)));
-        // As far ahead as this unit has come of its block, scales included.
-        let ahead = panels.map(|panel| panel.wrapping_add(unit * block_bytes / num_units + PREFETCH_BYTES / PANELS));
-        ahead.iter().for_each(|ahead| L::prefetch(ahead.wrapping_add(F::DOTS * F::STEPS * CACHE_LINE)));
+        // As far ahead as this unit has come of its block, scales included; behind the panels stand those that are visited next.
+        let panel_bytes = self.linear.panel_bytes;
+        let further = unit * block_bytes / num_units + L::PREFETCH_BYTES / PANELS;
+        let further = if further < panel_bytes { further } else { further + (PANELS - 1) * panel_bytes };
+        let ahead = panels.map(|panel| panel.wrapping_add(further));
+        ahead.iter().for_each(|ahead| L::prefetch_to_second_level(ahead.wrapping_add(F::DOTS * F::STEPS * CACHE_LINE)));
         // SAFETY: a row has facts of each unit.
         let facts: [&UnitFacts; ROWS] = std::array::from_fn(|row| unsafe { self.facts(row, unit) });
         for dot in 0..F::DOTS {
@@ -363,7 +364,7 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
             let group = unit * UNIT + dot * UNIT / F::DOTS;
             for j in 0..self.linear.steps {
                 for (panel, &quants) in quants.iter().enumerate() {
-                    L::prefetch(ahead[panel].wrapping_add(j * CACHE_LINE));
+                    L::prefetch_to_second_level(ahead[panel].wrapping_add(j * CACHE_LINE));
                     let fours: [L::Pairs; 2] = F::step(quants, dot, j);
                     for (n, four) in fours.into_iter().enumerate().take(F::WIDTH) {
                         self.add_four::<L>((four, group + 4 * (j + n * F::STEPS)), panel, &mut sums);

@@ -27,9 +27,12 @@ pub(super) trait Lanes: Copy {
     unsafe fn load_u8(from: *const u8) -> Self;
     unsafe fn load_i8(from: *const i8) -> Self;
     unsafe fn of_sums(sums: <Self::Pairs as Pairs>::Sums) -> Self;
+    /// How far ahead of their use quantised weights are asked for, in all panels together.
+    const PREFETCH_BYTES: usize = 2048;
     /// Asks for the cache line at `at`, which need not be valid.
     fn prefetch<T>(at: *const T);
-    /// The same, no nearer than the second-level cache.
+    /// The same, no nearer than the second-level cache where that is faster: the first-level one waits for so few lines at a
+    /// time that it, not memory, limits reading.
     fn prefetch_to_second_level<T>(at: *const T) {
         Self::prefetch(at);
     }

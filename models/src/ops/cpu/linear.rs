@@ -164,7 +164,7 @@ struct Place {
 /// What a tile asks memory for on its way.
 #[derive(Clone, Copy)]
 enum Ahead {
-    /// What stands behind its own weights.
+    /// What stands behind its own weights, and then where the next tile's begin.
     Own,
     /// Its share of the piece that is visited next, which begins at step `next` of all panels: the row blocks that find their
     /// weights in the cache keep memory as busy as the first one.
@@ -237,11 +237,15 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
         // through `edge`, so that only columns of the output are touched.
         unsafe {
             let w = panels.as_ptr().add((panel * depth + k_start) * PANEL);
-            let (ahead, ahead_stride) = match ahead {
-                Ahead::Own => (w.wrapping_byte_add(PREFETCH_BYTES), PANEL),
+            // The steps before those that have no weights of their own so far ahead.
+            let (whole, ahead, ahead_stride) = match ahead {
+                Ahead::Own => {
+                    let steps_ahead = PREFETCH_BYTES / (PANEL * size_of::<W>());
+                    (k_len.saturating_sub(steps_ahead), w.wrapping_byte_add(PREFETCH_BYTES), PANEL)
+                }
                 Ahead::Share { next, block, num_blocks } => {
                     let first = next * PANEL + k_len * PANEL * block / num_blocks;
-                    (panels.as_ptr().wrapping_add(first), PANEL.div_ceil(num_blocks))
+                    (k_len, panels.as_ptr().wrapping_add(first), PANEL.div_ceil(num_blocks))
                 }
             };
             let factors = Factors {
@@ -257,12 +261,15 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
             };
             let (y, y_stride) = (target.at(row, first_column), target.stride());
             if PANELS > 1 || num_columns == PANEL {
-                let sums = if k_start == 0 {
+                let mut sums = if k_start == 0 {
                     [[I::Panel::splat(0.0); PANELS]; ROWS]
                 } else {
                     tile::load::<I::Panel, ROWS, PANELS>(y, y_stride)
                 };
-                tile::store(tile::multiply::<I, W, ROWS, PANELS>(factors, sums), y, y_stride);
+                for factors in factors.split(whole, w.wrapping_add(PANELS * depth * PANEL)) {
+                    sums = tile::multiply::<I, W, ROWS, PANELS>(factors, sums);
+                }
+                tile::store(sums, y, y_stride);
             } else {
                 let mut edge = [[0.0; PANEL]; ROWS];
                 // The first piece begins with zeros, and there is nothing yet to go on from.

@@ -53,12 +53,6 @@ pub(super) trait Weight: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Lanes`].
     unsafe fn splat<I: Instructions>(factor: *const Self::Factor) -> Self::Columns<I>;
-    /// Asks for what will be read later.
-    #[inline(always)]
-    fn prefetch<I: Instructions>(ahead: *const Self) {
-        I::Panel::prefetch(ahead);
-    }
-
     /// `sums` and the products, in the order of `k`'s neighbours that the type says, each rounded once.
     ///
     /// # Safety
@@ -132,6 +126,15 @@ pub(super) struct Factors<W: Weight> {
     pub(super) ahead_panel_stride: isize,
 }
 
+impl<W: Weight> Factors<W> {
+    /// Those of the first `steps` steps, and the others, which ask for what is at `ahead`.
+    #[inline(always)]
+    pub(super) fn split(self, steps: usize, ahead: *const W) -> [Self; 2] {
+        let (x, w) = (self.x.wrapping_add(steps), self.w.wrapping_add(steps * self.w_stride));
+        [Self { depth: steps, ..self }, Self { x, w, depth: self.depth - steps, ahead, ..self }]
+    }
+}
+
 /// Continues `sums` with the products for each `k`, in ascending order.
 ///
 /// # Safety
@@ -174,7 +177,7 @@ unsafe fn step<I: Instructions, W: Weight, const ROWS: usize, const PANELS: usiz
     unsafe {
         let mut columns = [std::mem::zeroed::<W::Columns<I>>(); PANELS];
         for panel in 0..PANELS {
-            W::prefetch::<I>(ahead.wrapping_offset(panel as isize * ahead_panel_stride));
+            prefetch::<I, W>(ahead.wrapping_offset(panel as isize * ahead_panel_stride));
             columns[panel] = W::load::<I>(w.offset(panel as isize * w_panel_stride), w_stride);
             if !const { many_rows(ROWS, PANELS) } {
                 for row in 0..ROWS {
@@ -193,6 +196,17 @@ unsafe fn step<I: Instructions, W: Weight, const ROWS: usize, const PANELS: usiz
         }
     }
     sums
+}
+
+/// Bytes are widened, which takes longer than to read them: the first-level cache holds what is at work and what comes next of
+/// them, and has the time to wait for it.
+#[inline(always)]
+fn prefetch<I: Instructions, W>(ahead: *const W) {
+    if const { size_of::<W>() == 1 } {
+        I::Panel::prefetch(ahead);
+    } else {
+        I::Panel::prefetch_to_second_level(ahead);
+    }
 }
 
 /// Whether the columns stay in registers while the factors pass, or the factors while the columns pass: the compiler

@@ -102,12 +102,6 @@ impl Weight for Paired {
         unsafe { PairsOf::<I>::interleaved(from.cast(), from.add(stride / 2).cast()) }
     }
 
-    /// A visit's keys and values and the next one's are as much as the first-level cache holds.
-    #[inline(always)]
-    fn prefetch<I: Instructions>(ahead: *const Self) {
-        I::Panel::prefetch_to_second_level(ahead);
-    }
-
     #[inline(always)]
     unsafe fn splat<I: Instructions>(factor: *const Bf16Pair) -> PairsOf<I> {
         unsafe { <Bf16Pair as Weight>::splat::<I>(factor) }
