@@ -9,7 +9,7 @@ pub use weights::WeightLayout;
 use crate::config::ConfigFile;
 use crate::load::{Checkpoint, Outline};
 use crate::load_encoder::EncoderCheckpoint;
-use crate::weights::{CheckpointFiles, StoredTensor, TensorIndex};
+use crate::weights::{CheckpointFiles, StoredTensor, TensorIndex, packed_dtype};
 use crate::{CheckpointKind, KvCacheSpec, LoadOptions, ModelError, StoredDtype, checkpoint_kind};
 
 /// What one model takes.
@@ -21,7 +21,7 @@ pub struct Footprint {
     pub kv: Option<KvCacheSpec>,
     /// The longest sequence, as `LoadOptions::max_model_len` bounds it.
     pub max_position: usize,
-    /// Without what they are rounded to before products, which depends on the processor.
+    /// On this processor, where the layout is a CPU's.
     pub activations: Activations,
 }
 
@@ -43,14 +43,14 @@ pub fn footprint(
             let is = Checkpoint::open(files)?;
             let stored = is.used_tensors().filter_map(weights::matrix);
             let matrices = layout.bytes(options.dtype, stored, weights::matrices(&is.outline.spec));
-            generator(&is.outline, (is.stored_dtype(), matrices), options)
+            generator(&is.outline, (is.stored_dtype(), matrices), (options, layout))
         }
         CheckpointKind::Generator => {
             let config = ConfigFile::read(files)?;
             let (outline, stored) = (Outline::read(&config)?, config.stated_dtype()?);
             let matrices = || weights::matrices(&outline.spec);
             let matrices = layout.bytes(options.dtype, matrices().map(|shape| (stored, shape)), matrices());
-            generator(&outline, (stored, matrices), options)
+            generator(&outline, (stored, matrices), (options, layout))
         }
     }
 }
@@ -59,15 +59,18 @@ pub fn footprint(
 fn generator(
     outline: &Outline,
     (stored, matrix_bytes): (StoredDtype, u64),
-    options: &LoadOptions,
+    (options, layout): (&LoadOptions, WeightLayout),
 ) -> Result<Footprint, ModelError> {
     let max_position = outline.admitted_len(options.max_model_len)?;
     let spec = &outline.spec;
+    let kv = outline.kv_cache_spec(max_position, stored, options);
+    let held = packed_dtype(options.dtype, spec.hidden_size).unwrap_or(stored);
+    let activations = Activations::of_layers(&spec.layers, spec.hidden_size, spec.vocab_size);
     Ok(Footprint {
         weight_bytes: matrix_bytes + weights::vector_bytes(spec),
-        kv: Some(outline.kv_cache_spec(max_position, stored, options)),
+        activations: activations.rounded_to(layout.rounded_unit((held, kv.format), options.activation_dtype)),
+        kv: Some(kv),
         max_position,
-        activations: Activations::of_layers(&spec.layers, spec.hidden_size, spec.vocab_size),
     })
 }
 

@@ -4,9 +4,9 @@ use crate::config::{
     AttentionSpec, Bias, DecoderSpec, FfnSpec, LayerSpec, NormKind, NormPlacement, NormSpec, OutputHead,
 };
 use crate::config::{QkNormScope, QkNormSpec};
-use crate::ops::{BlockPlanes, packed_bytes, scratch_bytes};
+use crate::ops::{BlockPlanes, Float, KernelSet, RoundedUnit, packed_bytes, scratch_bytes};
 use crate::weights::{StoredTensor, packed_dtype};
-use crate::{StoredDtype, WeightDtype};
+use crate::{ActivationDtype, KvFormat, StoredDtype, WeightDtype};
 
 /// Norms and biases are f32 wherever they lie.
 pub(super) const VECTOR_ELEMENT_BYTES: u64 = 4;
@@ -41,6 +41,14 @@ impl WeightLayout {
             sum += self.matrix_bytes(dtype, shape) as u64;
         }
         if is_quantised && self == Self::Rows { sum + scratch as u64 } else { sum }
+    }
+
+    /// What products round activations to, given what most weights are held as, and keys and values.
+    pub(super) fn rounded_unit(self, (held, kv): (StoredDtype, KvFormat), integers: ActivationDtype) -> RoundedUnit {
+        match self {
+            Self::Panels => RoundedUnit::on_cpu(held, KernelSet::detect().factors_beside(kv, Float::F32), integers),
+            Self::Rows => RoundedUnit::default(),
+        }
     }
 
     fn matrix_bytes(self, dtype: StoredDtype, [rows, columns]: Shape) -> usize {

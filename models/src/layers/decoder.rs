@@ -62,7 +62,7 @@ impl Decoder {
             input_vocab_size: spec.input_vocab_size,
             max_position: spec.max_position,
             kv_cache_spec,
-            activations: activations.rounded_to(embedding.rounded_unit(loader.compute())),
+            activations: activations.rounded_to(loader.compute().rounded_unit(embedding.dtype())),
             positions,
             embedding,
             embedding_norm,

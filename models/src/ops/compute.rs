@@ -8,8 +8,8 @@ use super::cpu::workspace::Workspace;
 #[cfg(feature = "cuda")]
 use super::cuda::gpu::{Gpu, NoGpu};
 use super::op_times::OpTimer;
-use super::{ComputePool, Float, HostError, HostPlacement, OnProcessors, Op, OpTimes};
-use crate::{ActivationDtype, KvFormat, ModelError, Pulse};
+use super::{ComputePool, Float, HostError, HostPlacement, OnProcessors, Op, OpTimes, RoundedUnit};
+use crate::{ActivationDtype, KvFormat, ModelError, Pulse, StoredDtype};
 
 /// Where and how the ops run: a device, the bodies chosen for it, and the threads they share.
 ///
@@ -80,6 +80,16 @@ impl KernelSet {
     /// Whether products of bf16 by bf16 are faster than those of bf16 by f32.
     pub fn has_bf16_products(self) -> bool {
         self == Self::Avx512Bf16
+    }
+
+    /// What activations of a model are rounded to where they meet bf16 weights, given how keys and values are cached; `others`
+    /// where these bodies have no reason to choose.
+    pub(crate) fn factors_beside(self, format: KvFormat, others: Float) -> Float {
+        match format {
+            KvFormat::F32 => Float::F32,
+            KvFormat::Bf16 | KvFormat::Int8 if self.has_bf16_products() => Float::Bf16,
+            KvFormat::Bf16 | KvFormat::Int8 => others,
+        }
     }
 
     /// Whether this machine's CPU has the instructions.
@@ -217,12 +227,16 @@ impl Compute {
     /// The same for a model whose keys and values are cached as `format`, which says how exact it is to be: beside f32 ones, no
     /// product takes bf16 activations; beside others, those do that the CPU is faster with.
     pub fn for_kv_of(&self, format: KvFormat) -> Self {
-        let factors = match format {
-            KvFormat::F32 => Float::F32,
-            KvFormat::Bf16 | KvFormat::Int8 if self.kernels.has_bf16_products() => Float::Bf16,
-            KvFormat::Bf16 | KvFormat::Int8 => self.factors,
-        };
-        Self { factors, ..self.clone() }
+        Self { factors: self.kernels.factors_beside(format, self.factors), ..self.clone() }
+    }
+
+    /// What products with weights that are held as `held` round activations to.
+    pub(crate) fn rounded_unit(&self, held: StoredDtype) -> RoundedUnit {
+        if self.is_host() {
+            RoundedUnit::on_cpu(held, self.factors, self.activation_dtype)
+        } else {
+            RoundedUnit::default()
+        }
     }
 
     /// The same, rounding activations to `dtype` where they meet quantised weights. Errors on a GPU, where no body does.

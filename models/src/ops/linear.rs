@@ -130,14 +130,6 @@ impl PackedWeight {
         }
     }
 
-    /// What products with the first row round activations to.
-    pub(crate) fn rounded_unit(&self, compute: &Compute) -> RoundedUnit {
-        match &self.storage {
-            WeightStorage::Packed(parts) => parts[0].rounded_unit(compute),
-            _ => RoundedUnit::default(),
-        }
-    }
-
     /// Memory held, in bytes, padding included.
     pub fn size_bytes(&self) -> usize {
         match &self.storage {

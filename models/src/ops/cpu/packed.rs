@@ -9,7 +9,7 @@ use super::block_panels::BlockPanels;
 use super::panels::Panels;
 use super::rounded_rows::UnitFacts;
 use crate::ops::blocks::UNIT;
-use crate::ops::{Compute, Copied, RoundedUnit, WeightPart};
+use crate::ops::{Compute, Copied, Float, RoundedUnit, WeightPart};
 use crate::{ActivationDtype, ModelError, StoredDtype};
 
 /// Some outputs of a weight, all of one dtype.
@@ -58,27 +58,26 @@ impl PackedPart {
         }
     }
 
-    /// What products with the weights round activations to.
-    pub(crate) fn rounded_unit(&self, compute: &Compute) -> RoundedUnit {
-        let facts_bytes = size_of::<UnitFacts>();
-        match (self, compute.activation_dtype()) {
-            (Self::Floats(panels), _) if panels.are_pairs() => {
-                RoundedUnit { element_bytes: UNIT * size_of::<bf16>(), facts_bytes: 0 }
-            }
-            (Self::Floats(_), _) => RoundedUnit::default(),
-            (Self::Blocks(_), ActivationDtype::Int8) => {
-                RoundedUnit { element_bytes: UNIT * size_of::<i8>(), facts_bytes }
-            }
-            (Self::Blocks(_), ActivationDtype::Int16) => {
-                RoundedUnit { element_bytes: UNIT * size_of::<i16>(), facts_bytes }
-            }
-        }
-    }
-
     pub(crate) fn size_bytes(&self) -> usize {
         match self {
             Self::Floats(panels) => panels.size_bytes(),
             Self::Blocks(panels) => panels.size_bytes(),
+        }
+    }
+}
+
+impl RoundedUnit {
+    /// Where activations meet weights that are held as `held`: rounded to `factors` before bf16 ones, to `integers` before
+    /// quantised ones.
+    pub(crate) fn on_cpu(held: StoredDtype, factors: Float, integers: ActivationDtype) -> Self {
+        let facts_bytes = size_of::<UnitFacts>();
+        match (held, integers) {
+            (StoredDtype::Bf16, _) if factors == Float::Bf16 => {
+                Self { element_bytes: UNIT * size_of::<bf16>(), facts_bytes: 0 }
+            }
+            (StoredDtype::F32 | StoredDtype::F16 | StoredDtype::Bf16, _) => Self::default(),
+            (_, ActivationDtype::Int8) => Self { element_bytes: UNIT * size_of::<i8>(), facts_bytes },
+            (_, ActivationDtype::Int16) => Self { element_bytes: UNIT * size_of::<i16>(), facts_bytes },
         }
     }
 }

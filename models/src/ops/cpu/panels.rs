@@ -110,11 +110,6 @@ impl Panels {
         }
     }
 
-    /// Whether they meet activations that are rounded to bf16.
-    pub(super) fn are_pairs(&self) -> bool {
-        matches!(self.data, PanelData::Bf16Pairs(_))
-    }
-
     pub(super) fn size_bytes(&self) -> usize {
         match &self.data {
             PanelData::F32(buffer) => buffer.size_bytes(),
