@@ -10,7 +10,7 @@ use crate::config::ConfigFile;
 use crate::load::{Checkpoint, Outline};
 use crate::load_encoder::EncoderCheckpoint;
 use crate::weights::{CheckpointFiles, StoredTensor, TensorIndex, packed_dtype};
-use crate::{CheckpointKind, KvCacheSpec, LoadOptions, ModelError, StoredDtype, checkpoint_kind};
+use crate::{CheckpointKind, KvCacheSpec, KvFormat, LoadOptions, ModelError, StoredDtype, checkpoint_kind};
 
 /// What one model takes.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,10 +79,13 @@ fn encoder(is: &EncoderCheckpoint, options: &LoadOptions, layout: WeightLayout) 
     let vectors = is.held_tensors().filter(|tensor| tensor.shape.len() != 2).map(StoredTensor::num_elements);
     let merged = is.spec.layers.iter().flat_map(|layer| weights::of_layer(layer, is.spec.hidden_size));
     let matrices = layout.bytes(options.dtype, is.held_tensors().filter_map(weights::matrix), merged);
+    let held = packed_dtype(options.dtype, is.spec.hidden_size).unwrap_or(is.describe().model.stored_dtype);
+    // Encoders keep to f32 beside weights that are floats.
+    let rounded = layout.rounded_unit((held, KvFormat::F32), options.activation_dtype);
     Ok(Footprint {
         weight_bytes: matrices + weights::VECTOR_ELEMENT_BYTES * vectors.sum::<usize>() as u64,
         kv: None,
         max_position,
-        activations: Activations::of_layers(&is.spec.layers, is.spec.hidden_size, 0),
+        activations: Activations::of_layers(&is.spec.layers, is.spec.hidden_size, 0).rounded_to(rounded),
     })
 }

@@ -8,7 +8,7 @@ use crate::arch::{self, gguf};
 use crate::config::{ConfigFile, DecoderSpec, Heads, LayerRun, LayerSpec, OutputHead, layer_runs, shared_heads};
 use crate::layers::{Decoder, WeightNames};
 use crate::ops::{Compute, widened};
-use crate::weights::{CheckpointFiles, GgufHeader, StoredTensor, TensorIndex, WeightLoader};
+use crate::weights::{CheckpointFiles, GgufHeader, StoredTensor, TensorIndex, WeightLoader, packed_dtype};
 use crate::{Activations, CausalLm, KvCacheSpec, KvFormat, KvGroup, KvReach, ModelError, StoredDtype, TokenId};
 
 /// How to hold a checkpoint in memory.
@@ -158,7 +158,8 @@ pub fn load_decoder(
     let compute = &compute.for_model()?;
     let mut loader = WeightLoader::new(files, index, (compute, options.dtype), progress)
         .with_optional_prefix(names.base_prefix, names.embedding);
-    let decoder = Decoder::load(&mut loader, names, &spec, kv_cache_spec)?;
+    let held = packed_dtype(options.dtype, spec.hidden_size).unwrap_or(description.stored_dtype);
+    let decoder = Decoder::load(&mut loader, names, &spec, kv_cache_spec)?.with_most_weights(held);
     loader.finish(|name| is_expendable(names, &spec, name))?;
     description.scratch_bytes = compute.scratch_bytes() as u64;
     description.resident_bytes = Some(decoder.size_bytes() as u64 + description.scratch_bytes);

@@ -164,7 +164,7 @@ impl EncoderCheckpoint {
         self.index.tensors().filter(move |is| !self.architecture.is_expendable(&is.name) || is_dense(&is.name))
     }
 
-    fn describe(&self) -> EncoderDescription {
+    pub(crate) fn describe(&self) -> EncoderDescription {
         let (spec, heads) = (&self.spec, self.heads);
         let parameters = |dtype| -> u64 {
             self.used_tensors().filter(|tensor| tensor.dtype == dtype).map(|tensor| tensor.num_elements() as u64).sum()

@@ -8,7 +8,7 @@ use super::positions::Positions;
 use crate::config::{DecoderSpec, OutputHead};
 use crate::ops::{self, AttentionPlan, Compute, Matrix, PackedWeight, Replays, RowQuestion};
 use crate::weights::{MatrixPart, WeightLoader};
-use crate::{Activations, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, Pulse};
+use crate::{Activations, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, Pulse, StoredDtype};
 
 /// A decoder assembled from a [`DecoderSpec`], of any family that the spec can describe.
 #[derive(Debug)]
@@ -55,14 +55,13 @@ impl Decoder {
             OutputHead::Tied => None,
             OutputHead::Separate => Some(loader.matrix(spec.hidden_size, &table(names.output_head, spec.vocab_size))?),
         };
-        let activations = Activations::of_layers(&spec.layers, spec.hidden_size, spec.vocab_size);
         Ok(Self {
             compute: loader.compute().clone(),
             vocab_size: spec.vocab_size,
             input_vocab_size: spec.input_vocab_size,
             max_position: spec.max_position,
             kv_cache_spec,
-            activations: activations.rounded_to(loader.compute().rounded_unit(embedding.dtype())),
+            activations: Activations::of_layers(&spec.layers, spec.hidden_size, spec.vocab_size),
             positions,
             embedding,
             embedding_norm,
@@ -79,6 +78,11 @@ impl Decoder {
         let layers: usize = self.layers.iter().map(Block::size_bytes).sum();
         let embedding_norm = self.embedding_norm.as_ref().map_or(0, Norm::size_bytes);
         self.embedding.size_bytes() + embedding_norm + layers + self.final_norm.size_bytes() + head
+    }
+
+    /// The same, most of whose weights are held as `held`.
+    pub(crate) fn with_most_weights(self, held: StoredDtype) -> Self {
+        Self { activations: self.activations.rounded_to(self.compute.rounded_unit(held)), ..self }
     }
 
     /// What its steps hold beside weights and KV cache.

@@ -2,10 +2,10 @@
 
 use candle_core::{DType, Tensor};
 use passerelle_models::KvFormat;
-use passerelle_models::ops::{AttentionParams, Compute};
+use passerelle_models::ops::{AttentionParams, Compute, KernelSet};
 
 use super::attention::{World, chunks_and_company_change_nothing, shape, two_sided, variants, zeroed};
-use super::{assert_close, assert_same_bits, fast, reference};
+use super::{assert_close, assert_same_bits, fast, reference, values};
 
 /// A weight of a key is rounded by less than 2^-8 of itself.
 const TOLERANCE: f32 = 1e-2;
@@ -53,6 +53,9 @@ fn it_equals_the_reference_with_every_feature_on_any_number_of_threads() {
             let outputs: Vec<_> = bodies().into_iter().map(run).collect();
             assert_close(&what, &outputs[0].1, &want, TOLERANCE);
             assert_all_same(&what, &outputs);
+            let exact = Compute::cpu_with_kernels(1, KernelSet::Portable).unwrap();
+            let unrounded = world.step(&exact, &mut world.cache(), &world.whole());
+            assert_eq!(values(&outputs[0].1) == values(&unrounded), head_dim % 2 == 1, "{what}: whether it rounds");
         }
     }
 }

@@ -233,10 +233,12 @@ impl Pairs for ZmmPairs {
 /// again, to shorten the wait for one sum where there are others to go on with.
 macro_rules! vnni {
     ($name:ident, $instruction:literal) => {
+        /// # Safety
+        /// Four bytes stand at `x`.
         #[inline]
         #[target_feature(enable = "avx512f,avx512vnni")]
-        fn $name(weights: __m512i, x: *const i32, mut sums: __m512i) -> __m512i {
-            // SAFETY: an instruction on registers, which the CPU has.
+        unsafe fn $name(weights: __m512i, x: *const i32, mut sums: __m512i) -> __m512i {
+            // SAFETY: an instruction that the CPU has, on registers and the bytes at `x`.
             unsafe {
                 std::arch::asm!(
                     concat!($instruction, " {sums}, {weights}, dword ptr [{x}]{{1to16}}"),

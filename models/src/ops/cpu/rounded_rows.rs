@@ -49,7 +49,7 @@ pub(super) trait Activation: Plain + Default + Into<i32> {
     /// before [`Activation::end`].
     ///
     /// # Safety
-    /// As [`Activation::factors`].
+    /// As [`Activation::factors`]; a part stands at `part`.
     unsafe fn dot<P: Pairs>(factors: (P, u32), part: *const i32, sums: Self::Running<P>) -> Self::Running<P>;
 
     /// # Safety

@@ -39,7 +39,7 @@ impl<E: Cached> Attention<'_, E> {
                     (&visit.kv[0].v[whole.start * self.layer.padded_head_dim()..], whole.clone()),
                 );
             }
-            if whole.end < keys.end && whole.start <= keys.end {
+            if whole.end < keys.end {
                 self.add_value::<I::Panel>(state, visit, rows, keys.end - 1);
             }
         }
