@@ -9,7 +9,7 @@ pub use weights::WeightLayout;
 use crate::config::ConfigFile;
 use crate::load::{Checkpoint, Outline};
 use crate::load_encoder::EncoderCheckpoint;
-use crate::weights::{CheckpointFiles, StoredTensor, TensorIndex, packed_dtype};
+use crate::weights::{CheckpointFiles, StoredTensor, TensorIndex};
 use crate::{CheckpointKind, KvCacheSpec, KvFormat, LoadOptions, ModelError, StoredDtype, checkpoint_kind};
 
 /// What one model takes.
@@ -64,7 +64,7 @@ fn generator(
     let max_position = outline.admitted_len(options.max_model_len)?;
     let spec = &outline.spec;
     let kv = outline.kv_cache_spec(max_position, stored, options);
-    let held = packed_dtype(options.dtype, spec.hidden_size).unwrap_or(stored);
+    let held = options.held_dtype(stored, spec.hidden_size);
     let activations = Activations::of_layers(&spec.layers, spec.hidden_size, spec.vocab_size);
     Ok(Footprint {
         weight_bytes: matrix_bytes + weights::vector_bytes(spec),
@@ -79,7 +79,7 @@ fn encoder(is: &EncoderCheckpoint, options: &LoadOptions, layout: WeightLayout) 
     let vectors = is.held_tensors().filter(|tensor| tensor.shape.len() != 2).map(StoredTensor::num_elements);
     let merged = is.spec.layers.iter().flat_map(|layer| weights::of_layer(layer, is.spec.hidden_size));
     let matrices = layout.bytes(options.dtype, is.held_tensors().filter_map(weights::matrix), merged);
-    let held = packed_dtype(options.dtype, is.spec.hidden_size).unwrap_or(is.describe().model.stored_dtype);
+    let held = options.held_dtype(is.describe().model.stored_dtype, is.spec.hidden_size);
     // Encoders keep to f32 beside weights that are floats.
     let rounded = layout.rounded_unit((held, KvFormat::F32), options.activation_dtype);
     Ok(Footprint {

@@ -123,6 +123,13 @@ impl Default for LoadOptions {
     }
 }
 
+impl LoadOptions {
+    /// What matrices of rows of `width` that are stored as `stored` are held as.
+    pub(crate) fn held_dtype(&self, stored: StoredDtype, width: usize) -> StoredDtype {
+        packed_dtype(self.dtype, width).unwrap_or(stored)
+    }
+}
+
 /// Loads a checkpoint. Every field of its configuration is honoured and every tensor of it used, or the error says which
 /// file and which field or tensor cannot be, and what to do.
 ///
@@ -158,7 +165,7 @@ pub fn load_decoder(
     let compute = &compute.for_model()?;
     let mut loader = WeightLoader::new(files, index, (compute, options.dtype), progress)
         .with_optional_prefix(names.base_prefix, names.embedding);
-    let held = packed_dtype(options.dtype, spec.hidden_size).unwrap_or(description.stored_dtype);
+    let held = options.held_dtype(description.stored_dtype, spec.hidden_size);
     let decoder = Decoder::load(&mut loader, names, &spec, kv_cache_spec)?.with_most_weights(held);
     loader.finish(|name| is_expendable(names, &spec, name))?;
     description.scratch_bytes = compute.scratch_bytes() as u64;

@@ -22,7 +22,7 @@ pub struct Compute {
     workspace: Arc<Workspace>,
     host: HostPlacement,
     times: Option<Arc<OpTimes>>,
-    /// What products round activations to that meet bf16 weights.
+    /// What products round activations to that meet bf16 weights, and attention where it meets a bf16 cache.
     factors: Float,
     activation_dtype: ActivationDtype,
     busy_beside: Option<Arc<AtomicBool>>,

@@ -17,8 +17,8 @@ pub(super) trait Instructions: Sized {
     const TILE_ROWS: usize;
     /// Running sums of 16 outputs that fit the registers, beside the factors.
     const TILE_SUMS: usize;
-    /// Bytes of the panels' pieces when `k` is cut: half of a usual first-level cache, or of a second-level one where a weight
-    /// on its way from there is used by enough rows.
+    /// Bytes of the panels' pieces when `k` is cut: half of a usual first-level cache, or more where a weight on its way
+    /// from the second-level one is used by enough rows.
     const PIECE_BYTES: usize = 16 * 1024;
     /// Steps of `k` that the inner loop of a product of floats takes at a time. Several spare it arithmetic on addresses, which
     /// shares its ports with the products where these are narrow.

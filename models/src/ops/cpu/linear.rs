@@ -3,7 +3,7 @@
 //! `y = x W^T + b` over packed panels.
 //!
 //! A few rows of `x` or many, each output's running sum visits `k` in ascending order. With many rows, `k` is cut so that
-//! a piece of a panel stays in the first-level cache while all rows of the task pass over it; the running sums then rest
+//! a piece of a panel stays in a cache ([`Instructions::PIECE_BYTES`]) while all rows of the task pass over it; the running sums then rest
 //! in the output between pieces, which keeps their bits. Pieces are visited in the order of their addresses, which memory is
 //! fastest with, as long as the rows stay in the second-level cache that way.
 
@@ -333,7 +333,7 @@ impl<W: Weight> Product for Linear<'_, W> {
 }
 
 impl<W: Weight> Linear<'_, W> {
-    /// A piece of `k` of a few panels, which all rows meet before it leaves the first-level cache.
+    /// A piece of `k` of a few panels, which all rows meet before it leaves its cache.
     ///
     /// # Safety
     /// As [`Product::run`], of these rows and panels.

@@ -109,7 +109,8 @@ impl Weight for Bf16Pair {
 }
 
 /// Where the factors of a product stand. `x[row * x_stride + k]` meets
-/// `w[panel * w_panel_stride + k * w_stride + column]` for `k` in `0..depth`.
+/// `w[panel * w_panel_stride + k * w_stride + column]` for `k` in `0..depth`; what
+/// else a step takes of a column stands before the next step's.
 #[derive(Clone, Copy)]
 pub(super) struct Factors<W: Weight> {
     pub(super) x: *const W::Factor,

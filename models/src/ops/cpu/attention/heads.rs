@@ -7,9 +7,10 @@ use super::row_sums::RowSums;
 
 /// The state of one K/V head's query rows; row `token * group + g` is query head `g` of the group.
 pub(super) struct ChunkState<'a> {
-    /// `[rows, head_dim]`
+    /// `[rows, head_dim]`, as [`super::paired::Cached::put_factors`] leaves them.
     pub(super) q: &'a [f32],
-    /// `[rows, VISIT]`: the scores of the tiles that are visited together, then their weights.
+    /// `[rows, VISIT]`: the scores of the tiles that are visited together, then their weights, as
+    /// [`super::paired::Cached::put_weights`] leaves them.
     pub(super) weights: &'a mut [f32],
     /// Of the span's keys so far.
     pub(super) sums: RowSums<'a>,
