@@ -6,9 +6,9 @@
 //! position`, which differs by a constant of the row that the softmax takes out, and which loses precision in long
 //! sequences.
 //!
-//! Order of the sums, on the CPU: keys are visited in tiles of [`KV_TILE`] that start at absolute positions 0, 16, 32 ...
-//! Per tile and query row: the 16 dot products run over `d` in ascending order; the running maximum, the running sum (the
-//! tile's 16 terms added pairwise) and the running output follow the online softmax (Milakov and Gimelshein, 2018); values
+//! Order of the sums, on the CPU: keys are visited 64 at a time, from absolute positions 0, 64, 128 ... on, in tiles of
+//! [`KV_TILE`]. Per visit and query row: the dot products run over `d` in ascending order; the running maximum, the running sum
+//! (the visit's terms added pairwise) and the running output follow the online softmax (Milakov and Gimelshein, 2018); values
 //! are added in ascending position, one fused multiply-add each. Each span of [`KEY_SPAN`] keys, from absolute positions
 //! 0, 512, 1024 ... on, has sums of its own, which are added in ascending order, so that threads may share a long sequence. A
 //! row's bits depend on its position and on the cached K/V that it sees, on nothing else. Where K/V are integers, a dot

@@ -9,12 +9,13 @@
 //! side by side, then `out += weights v` with the 16 keys as depth.
 
 mod heads;
+mod keys_view;
 mod paired;
 mod pieces;
 mod row_sums;
 mod spans;
-mod tile_view;
 mod values;
+mod visit;
 
 use std::ops::Range;
 
@@ -24,19 +25,18 @@ use super::buffer::Plain;
 use super::cache_element::signed;
 use super::instructions::Instructions;
 use super::launch::{Kernel, Output};
-use super::tile::{Factors, with_rows};
 use super::vector::Vector;
 use super::view::Rows;
+use crate::ModelError;
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::ops::attention::RowChunk;
 use crate::ops::{AttentionParams, AttentionPlan, Compute, Float, Matrix, QueriesView};
-use crate::{BlockId, ModelError};
-use heads::{ChunkState, HeadStates, HeadSums};
+use heads::{HeadStates, HeadSums};
+use keys_view::KeysView;
 use paired::{Cached, Paired};
-use pieces::{Scores, multiply_by, weigh};
 use row_sums::RowSums;
 use spans::{run, spans};
-use tile_view::TileView;
+use visit::{TILES_OF_VISIT, VISIT, Visit};
 
 /// Shapes and block tables are checked by the caller.
 pub(crate) fn paged_attention(
@@ -114,38 +114,23 @@ struct Work {
     kv_heads: Range<usize>,
 }
 
-/// One tile of keys and values of one head; behind each of them the scales of its rows, if it has any.
-struct KvTile<'a, E> {
-    /// `[head_dim, KV_TILE]`
-    k: &'a [E],
-    /// `[KV_TILE, padded_head_dim]`
-    v: &'a [E],
-}
-
-/// Rows whose running sums for two tiles fit the registers. Those of one tile are too few to hide the latency of the
-/// multiply-add: a token alone is read for in half the time.
-const fn max_pair_rows<I: Instructions>() -> usize {
-    if I::TILE_SUMS < 2 * I::TILE_ROWS { I::TILE_SUMS / 2 } else { I::TILE_ROWS }
-}
-
-/// Keys of two tiles.
-const VISIT: usize = 2 * KV_TILE;
-
 impl<E: Cached> Kernel for Attention<'_, E> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, task: usize) {
         let Some(work) = self.work(task) else { return };
         let num_heads = work.kv_heads.len();
         let len = self.sums_len(work.chunk.num_rows);
-        let mut numbers = self.compute.workspace().unwritten(num_heads * self.numbers_len(work.chunk.num_rows));
+        let (num_rows, num_sums) = (work.chunk.num_rows, self.num_sums(work.chunk));
+        let mut numbers = self.compute.workspace().unwritten(num_heads * self.numbers_len(num_rows, num_sums));
         let numbers = numbers.output();
-        // SAFETY: parts of numbers that live to the end of the task, the states behind twice the sums of all heads.
+        // SAFETY: parts of numbers that live to the end of the task, the states behind the sums of all heads.
         let (mut total, sums, states) = unsafe {
-            let sums = |first| HeadSums::of(&numbers, first * num_heads * len, len, self.rows_of(work.chunk));
-            let states_len = num_heads * self.state_len(work.chunk.num_rows);
-            (sums(0), sums(1), numbers.part(2 * num_heads * len, states_len))
+            let sums = |which| HeadSums::of(&numbers, which * num_heads * len, len, self.rows_of(work.chunk));
+            let states_len = num_heads * self.state_len(num_rows);
+            (sums(0), sums(num_sums - 1), numbers.part(num_sums * num_heads * len, states_len))
         };
-        let mut states = self.start(&work, states, sums);
+        // SAFETY: passed on.
+        let mut states = unsafe { self.start::<I::Vector>(&work, states, sums) };
         for (index, span) in spans(self.tiles(work.chunk)).enumerate() {
             // SAFETY: passed on; both sums are of the same rows.
             unsafe {
@@ -162,16 +147,6 @@ impl<E: Cached> Kernel for Attention<'_, E> {
             self.finish((work.chunk, kv_head), &unsafe { total.head(index) });
         }
     }
-}
-
-/// One tile in its turn.
-struct Visit<'a, E> {
-    /// The tile, and the one that will be read after it.
-    kv: [&'a KvTile<'a, E>; 2],
-    view: TileView<'a>,
-    kv_head: usize,
-    /// Of the state's weights, where the tile's begin.
-    column: usize,
 }
 
 impl<E: Cached> Attention<'_, E> {
@@ -204,9 +179,14 @@ impl<E: Cached> Attention<'_, E> {
         (rows * self.layer.head_dim()).next_multiple_of(KV_TILE) + rows * VISIT
     }
 
-    /// Numbers of one K/V head of a task that goes through all spans.
-    fn numbers_len(&self, num_tokens: usize) -> usize {
-        2 * self.sums_len(num_tokens) + self.state_len(num_tokens)
+    /// Numbers of one K/V head of a task that goes through all spans, with so many sums.
+    fn numbers_len(&self, num_tokens: usize, num_sums: usize) -> usize {
+        num_sums * self.sums_len(num_tokens) + self.state_len(num_tokens)
+    }
+
+    /// Those of all spans so far, and those of one, which are the same where it is alone.
+    fn num_sums(&self, chunk: RowChunk) -> usize {
+        spans(self.tiles(chunk)).take(2).count()
     }
 
     /// The query rows of a K/V head, and elements of each sum.
@@ -235,45 +215,38 @@ impl<E: Cached> Attention<'_, E> {
         let Work { chunk, kv_heads } = work;
         // SAFETY: passed on.
         (0..kv_heads.len()).for_each(|head| unsafe { states.sums.head(head).clear() });
-        let first_position = self.first_position(*chunk);
+        let chunk_at = (self.first_position(*chunk), chunk.num_rows);
         let table = self.plan.input().block_table(self.layer.group(), chunk.sequence);
         let num_keys = self.plan.input().num_keys(chunk.sequence);
         let last_tile = self.tiles(*chunk).end - 1;
-        let kv_tile = |tile: usize, kv_head| self.kv_tile(table, kv_head, tile.min(last_tile) * KV_TILE);
-        // A token alone sees something of every tile up to its own.
-        let tiles_per_visit = if chunk.num_rows == 1 && self.group() <= max_pair_rows::<I>() { 2 } else { 1 };
         let mut tile = span.start;
         while tile < span.end {
-            let together = tiles_per_visit.min(span.end - tile);
+            // A row's sums are made in the same order wherever its window or its chunk begins.
+            let first = tile / TILES_OF_VISIT * TILES_OF_VISIT;
+            let next = first + TILES_OF_VISIT;
+            let keys = first * KV_TILE..next.min(span.end) * KV_TILE;
             for kv_head in kv_heads.clone() {
-                let (next_tile, next_head) =
-                    if kv_head + 1 < kv_heads.end { (tile, kv_head + 1) } else { (tile + together, kv_heads.start) };
-                let tiles = [kv_tile(tile, kv_head), kv_tile(tile + 1, kv_head)];
-                let next = [kv_tile(next_tile, next_head), kv_tile(next_tile + 1, next_head)];
+                let (next_first, next_head) =
+                    if kv_head + 1 < kv_heads.end { (first, kv_head + 1) } else { (next, kv_heads.start) };
+                let kv = |tile: usize, kv_head| self.kv_tile(table, kv_head, tile.min(last_tile) * KV_TILE);
+                let visit = Visit {
+                    kv: std::array::from_fn(|index| [kv(first + index, kv_head), kv(next_first + index, next_head)]),
+                    view: KeysView::new(keys.clone(), chunk_at, num_keys, self.params),
+                    kv_head,
+                };
                 // SAFETY: the states and the tiles have the sizes that the layer says; the caller vouches for the rest.
-                unsafe {
-                    let mut state = states.head(kv_head - kv_heads.start);
-                    if together == 2 {
-                        self.pair_scores::<I>(&mut state, [&tiles[0], &tiles[1], &next[0]]);
-                    }
-                    for (index, kv) in tiles.iter().zip(&next).map(|(kv, next)| [kv, next]).enumerate().take(together) {
-                        let start = (tile + index) * KV_TILE;
-                        let view = TileView::new(start, (first_position, chunk.num_rows), num_keys, self.params);
-                        let visit = Visit { kv, view, kv_head, column: index * KV_TILE };
-                        if together == 1 {
-                            self.scores::<I>(&mut state, &visit);
-                        }
-                        self.attend::<I>(&mut state, &visit);
-                    }
-                }
+                unsafe { self.attend::<I>(&mut states.head(kv_head - kv_heads.start), &visit) };
             }
-            tile += together;
+            tile = next;
         }
     }
 
     /// The states of all heads in `numbers`, as many as [`Self::state_len`] says for each.
+    ///
+    /// # Safety
+    /// The CPU must have `V`'s instructions.
     #[inline(always)]
-    fn start<'s>(&self, work: &Work, numbers: &'s mut [f32], sums: HeadSums<'s>) -> HeadStates<'s> {
+    unsafe fn start<'s, V: Vector>(&self, work: &Work, numbers: &'s mut [f32], sums: HeadSums<'s>) -> HeadStates<'s> {
         let (width, chunk) = (self.group() * self.layer.head_dim(), work.chunk);
         let len = self.state_len(chunk.num_rows);
         let weights_start = (chunk.num_rows * width).next_multiple_of(KV_TILE);
@@ -286,145 +259,14 @@ impl<E: Cached> Attention<'_, E> {
                     let factor = temperature.factor(self.plan.input().positions()[row]);
                     q.iter_mut().for_each(|q| *q *= factor);
                 }
-                q.chunks_exact_mut(self.layer.head_dim()).for_each(E::put_factors);
+                for q in q.chunks_exact_mut(self.layer.head_dim()) {
+                    // SAFETY: passed on.
+                    unsafe { E::put_factors::<V>(q) };
+                }
             }
             weights.fill(0.0);
         }
         HeadStates { numbers, len, weights_start, sums }
-    }
-
-    #[inline(always)]
-    fn kv_tile(&self, table: &[BlockId], kv_head: usize, position: usize) -> KvTile<'_, E> {
-        let (block_size, padded) = (self.layer.block_size(), self.layer.padded_head_dim());
-        let block = table[position / block_size].0 as usize * self.layer.num_kv_heads() + kv_head;
-        let tile = (block * block_size + position % block_size) / KV_TILE;
-        let [k_len, v_len] = [self.layer.head_dim(), padded].map(|width| KV_TILE * width + E::SCALES_LEN);
-        KvTile { k: &self.k[tile * k_len..][..k_len], v: &self.v[tile * v_len..][..v_len] }
-    }
-
-    /// Adds one tile, whose dot products are there, to the rows of the tokens that see it.
-    ///
-    /// # Safety
-    /// The state and the tile have the layer's sizes; the CPU has the instructions.
-    #[inline(always)]
-    unsafe fn attend<I: Instructions>(&self, state: &mut ChunkState<'_>, visit: &Visit<'_, E>) {
-        let view = &visit.view;
-        // SAFETY: the rows are the state's; passed on.
-        unsafe {
-            for token in view.tokens.clone() {
-                self.weigh_token::<I::Vector>(state, visit, token);
-            }
-            // Only keys that a row sees are added to it: a masked value may be anything, not a number included.
-            for token in view.tokens.clone().filter(|token| !view.whole.contains(token)) {
-                self.add_values::<I>(state, visit, token..token + 1, view.keys(token));
-            }
-            if !view.whole.is_empty() {
-                self.add_values::<I>(state, visit, view.whole.clone(), 0..KV_TILE);
-            }
-        }
-    }
-
-    /// The state's rows of `tokens`.
-    #[inline(always)]
-    fn rows_of_tokens(&self, tokens: Range<usize>) -> Range<usize> {
-        tokens.start * self.group()..tokens.end * self.group()
-    }
-
-    /// From dot products to weights, for the query heads of one token.
-    #[inline(always)]
-    unsafe fn weigh_token<V: Vector>(&self, state: &mut ChunkState<'_>, visit: &Visit<'_, E>, token: usize) {
-        let (group, padded, keys) = (self.group(), self.layer.padded_head_dim(), visit.view.keys(token));
-        let k_scales = E::scales(&visit.kv[0].k[KV_TILE * self.layer.head_dim()..]);
-        let v_scales = E::scales(&visit.kv[0].v[KV_TILE * padded..]);
-        for index in 0..group {
-            let row = token * group + index;
-            let scores = &mut state.weights[row * VISIT + visit.column..].as_chunks_mut::<KV_TILE>().0[0];
-            multiply_by(scores, k_scales);
-            let scale = self.finish_scores(scores, &visit.view, token, visit.kv_head * group + index);
-            let sums = (&mut state.sums.max[row], &mut state.sums.sum[row]);
-            // SAFETY: the token sees some of the scores; passed on.
-            let factor = unsafe {
-                let (weights, factor) = weigh::<V>(scores, scale, keys.clone(), sums);
-                E::put_weights(weights, v_scales, scores);
-                factor
-            };
-            if factor != 1.0 {
-                for out in &mut state.sums.out[row * padded..(row + 1) * padded] {
-                    *out *= factor;
-                }
-            }
-        }
-    }
-
-    /// From dot products to scores, but for the factor that is returned.
-    #[inline(always)]
-    fn finish_scores(&self, scores: &mut [f32; KV_TILE], view: &TileView<'_>, token: usize, query_head: usize) -> f32 {
-        let params = self.params;
-        if params.soft_cap.is_none() && params.alibi_slopes.is_none() {
-            return params.scale;
-        }
-        for score in &mut *scores {
-            *score *= params.scale;
-        }
-        if let Some(cap) = params.soft_cap {
-            for score in &mut *scores {
-                *score = cap * (*score / cap).tanh();
-            }
-        }
-        if let Some(slopes) = &params.alibi_slopes {
-            let position = view.position(token) as f32;
-            for (key, score) in scores.iter_mut().enumerate() {
-                *score += slopes[query_head] * ((view.start + key) as f32 - position);
-            }
-        }
-        1.0
-    }
-
-    /// The dot products of one tile with the rows of the tokens that see it.
-    #[inline(always)]
-    unsafe fn scores<I: Instructions>(&self, state: &mut ChunkState<'_>, visit: &Visit<'_, E>) {
-        let rows = self.rows_of_tokens(visit.view.tokens.clone());
-        for first in rows.clone().step_by(I::TILE_ROWS) {
-            let factors = self.score_factors(state, visit.kv, first);
-            let to = state.weights[first * VISIT + visit.column..].as_mut_ptr();
-            // SAFETY: as many rows of `head_dim` queries and of `KV_TILE` scores; the tile is `head_dim` by `KV_TILE`.
-            unsafe {
-                let num_rows = I::TILE_ROWS.min(rows.end - first);
-                with_rows!(num_rows, I::TILE_ROWS, ROWS => I::apart(Scores::<E, ROWS, 1> { factors, to }));
-            }
-        }
-    }
-
-    /// The dot products of the first two tiles with all rows, at most [`max_pair_rows`].
-    #[inline(always)]
-    unsafe fn pair_scores<I: Instructions>(&self, state: &mut ChunkState<'_>, kv: [&KvTile<'_, E>; 3]) {
-        let between = elements_between(kv[0].k, kv[1].k);
-        let factors = Factors {
-            w_panel_stride: between,
-            ahead_panel_stride: between,
-            ..self.score_factors(state, [kv[0], kv[2]], 0)
-        };
-        let to = state.weights.as_mut_ptr();
-        // SAFETY: as above; both tiles stand in one cache, `between` elements apart.
-        unsafe {
-            with_rows!(self.group(), max_pair_rows::<I>(), ROWS => I::apart(Scores::<E, ROWS, 2> { factors, to }));
-        }
-    }
-
-    #[inline(always)]
-    fn score_factors(&self, state: &ChunkState<'_>, kv: [&KvTile<'_, E>; 2], first_row: usize) -> Factors<E> {
-        let head_dim = self.layer.head_dim();
-        Factors {
-            x: state.q[first_row * head_dim..].as_ptr().cast(),
-            x_stride: head_dim,
-            w: kv[0].k.as_ptr(),
-            w_stride: E::ROWS_OF_STEP * KV_TILE,
-            w_panel_stride: 0,
-            depth: head_dim / E::ROWS_OF_STEP,
-            ahead: kv[1].k.as_ptr(),
-            ahead_stride: E::ROWS_OF_STEP * KV_TILE,
-            ahead_panel_stride: 0,
-        }
     }
 
     #[inline(always)]
@@ -435,25 +277,19 @@ impl<E: Cached> Attention<'_, E> {
             let start = ((chunk.first_row + row / group) * self.num_heads + query_head) * head_dim;
             // SAFETY: this token's query head, which belongs to this task alone.
             let out = unsafe { self.out.part(start, head_dim) };
-            let (factor, sum_of_weights) = self.with_sink(query_head, (sums.max[row], sums.sum[row]));
+            let factor = self.factor_of_sums(query_head, (sums.max[row], sums.sum[row]));
             for (out, sum) in out.iter_mut().zip(&sums.out[row * padded..]) {
-                *out = sum * factor / sum_of_weights;
+                *out = sum * factor;
             }
         }
     }
 
-    /// What the sums of values and the sum of weights are multiplied with and replaced by, once a head's sink is counted.
+    /// What the sums of values are multiplied with, once a head's sink is counted.
     #[inline(always)]
-    fn with_sink(&self, query_head: usize, (max, sum): (f32, f32)) -> (f32, f32) {
-        let Some(sinks) = &self.params.sinks else { return (1.0, sum) };
+    fn factor_of_sums(&self, query_head: usize, (max, sum): (f32, f32)) -> f32 {
+        let Some(sinks) = &self.params.sinks else { return 1.0 / sum };
         let highest = max.max(sinks[query_head]);
         let factor = (max - highest).exp();
-        (factor, sum * factor + (sinks[query_head] - highest).exp())
+        factor / (sum * factor + (sinks[query_head] - highest).exp())
     }
-}
-
-/// From a tile to another of the same cache.
-#[inline(always)]
-fn elements_between<E>(tile: &[E], other: &[E]) -> isize {
-    other.as_ptr().addr().wrapping_sub(tile.as_ptr().addr()) as isize / size_of::<E>() as isize
 }

@@ -27,13 +27,17 @@ pub(super) trait Cached: Weight {
     fn scales(behind: &[Self]) -> Option<[f32; KV_TILE]>;
 
     /// Leaves in `numbers`, in as many as there are steps, the factors that they are rounded to.
-    fn put_factors(numbers: &mut [f32]);
-
-    /// The same of a tile's weights, times the scales of their values where these have any.
     ///
     /// # Safety
     /// The CPU must have `V`'s instructions.
-    unsafe fn put_weights<V: Vector>(weights: [V; 2], scales: Option<[f32; KV_TILE]>, to: &mut [f32; KV_TILE]);
+    unsafe fn put_factors<V: Vector>(numbers: &mut [f32]);
+
+    /// The same of a tile's weights, times the scales of their values where these have any. `to` has as many numbers as there
+    /// are steps.
+    ///
+    /// # Safety
+    /// The CPU must have `V`'s instructions.
+    unsafe fn put_weights<V: Vector>(weights: [V; 2], scales: Option<[f32; KV_TILE]>, to: &mut [f32]);
 
     /// One of those that [`Cached::put_factors`] has left for a step.
     fn factor_of(step: f32, place: usize) -> f32;
@@ -54,16 +58,16 @@ impl<E: CacheElement> Cached for E {
     }
 
     #[inline(always)]
-    fn put_factors(_numbers: &mut [f32]) {}
+    unsafe fn put_factors<V: Vector>(_numbers: &mut [f32]) {}
 
     #[inline(always)]
-    unsafe fn put_weights<V: Vector>([low, high]: [V; 2], scales: Option<[f32; KV_TILE]>, to: &mut [f32; KV_TILE]) {
+    unsafe fn put_weights<V: Vector>([low, high]: [V; 2], scales: Option<[f32; KV_TILE]>, to: &mut [f32]) {
         // SAFETY: two vectors in a tile; passed on.
         unsafe {
             low.store(to.as_mut_ptr());
             high.store(to[LANES..].as_mut_ptr());
         }
-        multiply_by(to, scales);
+        multiply_by(&mut to.as_chunks_mut().0[0], scales);
     }
 
     #[inline(always)]
@@ -123,16 +127,25 @@ impl Cached for Paired {
     }
 
     #[inline(always)]
-    fn put_factors(numbers: &mut [f32]) {
-        for pair in 0..numbers.len() / 2 {
+    unsafe fn put_factors<V: Vector>(numbers: &mut [f32]) {
+        let (whole, len) = (numbers.len() / KV_TILE * KV_TILE, numbers.len());
+        let at = numbers.as_mut_ptr();
+        for start in (0..whole).step_by(KV_TILE) {
+            // SAFETY: two vectors of numbers, which are read before half of their places, or those before them, are written.
+            unsafe {
+                let (low, high) = (V::load(at.add(start)), V::load(at.add(start + LANES)));
+                V::store_rounded(low, high, at.add(start / 2).cast());
+            }
+        }
+        for pair in whole / 2..len / 2 {
             let [even, odd] = [2 * pair, 2 * pair + 1].map(|at| u32::from(rounded(numbers[at]).to_bits()));
             numbers[pair] = f32::from_bits(even | odd << 16);
         }
     }
 
     #[inline(always)]
-    unsafe fn put_weights<V: Vector>([low, high]: [V; 2], _scales: Option<[f32; KV_TILE]>, to: &mut [f32; KV_TILE]) {
-        // SAFETY: a tile of bf16 numbers is half as long as one of f32 numbers; passed on.
+    unsafe fn put_weights<V: Vector>([low, high]: [V; 2], _scales: Option<[f32; KV_TILE]>, to: &mut [f32]) {
+        // SAFETY: as many bf16 numbers as there are keys, two in each place; passed on.
         unsafe { V::store_rounded(low, high, to.as_mut_ptr().cast()) }
     }
 

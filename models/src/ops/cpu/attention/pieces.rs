@@ -8,8 +8,8 @@ use super::super::instructions::{Instructions, Piece};
 use super::super::lanes::Lanes;
 use super::super::tile::{self, Factors};
 use super::super::vector::{LANES, Vector};
-use super::VISIT;
 use super::paired::Cached;
+use super::visit::VISIT;
 use crate::kv_cache::KV_TILE;
 
 /// Dot products by the scales of their keys, or weights by those of their values, where these have any.
@@ -39,51 +39,71 @@ impl<E: Cached, const ROWS: usize, const TILES: usize> Piece for Scores<E, ROWS,
 }
 
 /// Adds to `ROWS` rows of outputs, `stride` elements apart, `PANELS` times 16 columns of each.
-pub(super) struct Values<E: Cached, const ROWS: usize, const PANELS: usize> {
+pub(super) struct Values<'a, E: Cached, const ROWS: usize, const PANELS: usize> {
+    /// Of the first of `tiles`, whose weights stand one after the other.
     pub(super) factors: Factors<E>,
+    /// Where the values of each begin, and those that are asked for meanwhile.
+    pub(super) tiles: &'a [[*const E; 2]],
     pub(super) to: *mut f32,
     pub(super) stride: usize,
 }
 
-impl<E: Cached, const ROWS: usize, const PANELS: usize> Piece for Values<E, ROWS, PANELS> {
+impl<E: Cached, const ROWS: usize, const PANELS: usize> Piece for Values<'_, E, ROWS, PANELS> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(self) {
         // SAFETY: passed on.
         unsafe {
-            let sums = tile::load::<I::Panel, ROWS, PANELS>(self.to, self.stride);
-            tile::store(tile::multiply::<I, E, ROWS, PANELS>(self.factors, sums), self.to, self.stride);
+            let mut sums = tile::load::<I::Panel, ROWS, PANELS>(self.to, self.stride);
+            let mut x = self.factors.x;
+            for &[w, ahead] in self.tiles {
+                sums = tile::multiply::<I, E, ROWS, PANELS>(Factors { x, w, ahead, ..self.factors }, sums);
+                x = x.add(self.factors.depth);
+            }
+            tile::store(sums, self.to, self.stride);
         }
     }
 }
 
-/// The weights of a tile's scores times `scale`, of which those of `keys` count, and the factor by which earlier weights
-/// shrink; brings the row's maximum and sum up to date.
+/// Of the keys of a visit, in their order.
+pub(super) type Weights<V> = [V; VISIT / LANES];
+
+/// The weights of a visit's scores times `scale`, of which those of `keys` count and the others are 0, and the factor by
+/// which earlier weights shrink; brings the row's maximum and sum up to date.
 ///
 /// # Safety
 /// `keys` is not empty; the CPU has `V`'s instructions.
 #[inline(always)]
 pub(super) unsafe fn weigh<V: Vector>(
-    scores: &[f32; KV_TILE],
+    scores: &[f32; VISIT],
     scale: f32,
     keys: Range<usize>,
     (max, sum): (&mut f32, &mut f32),
-) -> ([V; 2], f32) {
+) -> (Weights<V>, f32) {
     // SAFETY: two vectors in a tile; the caller has the instructions.
     unsafe {
-        let scale = V::splat(scale);
-        let mut lanes = [V::load(scores.as_ptr()).mul(scale), V::load(scores[LANES..].as_ptr()).mul(scale)];
-        if keys.len() < KV_TILE {
+        let (is_whole, scale) = (keys.len() == VISIT, V::splat(scale));
+        let mut lanes = [V::splat(0.0); VISIT / LANES];
+        for (part, lanes) in lanes.iter_mut().enumerate() {
+            *lanes = V::load(scores.as_ptr().add(part * LANES)).mul(scale);
+        }
+        if !is_whole {
             lanes = with_unseen(lanes, &keys, f32::NEG_INFINITY);
         }
-        let new_max = max.max(lanes[0].max(lanes[1]).max_of_lanes());
+        let [a, b, c, d, e, f, g, h] = lanes;
+        let highest = (a.max(b).max(c.max(d))).max(e.max(f).max(g.max(h)));
+        let new_max = max.max(highest.max_of_lanes());
         let shift = V::splat(new_max);
-        lanes = [lanes[0].sub(shift).exp(), lanes[1].sub(shift).exp()];
-        if keys.len() < KV_TILE {
+        for lanes in &mut lanes {
+            *lanes = lanes.sub(shift).exp();
+        }
+        if !is_whole {
             lanes = with_unseen(lanes, &keys, 0.0);
         }
         // The exponential of 0 is exactly 1.
         let factor = if new_max == *max { 1.0 } else { V::splat(*max - new_max).exp().to_array()[0] };
-        *sum = sum.mul_add(factor, lanes[0].add(lanes[1]).sum_of_lanes());
+        let [a, b, c, d, e, f, g, h] = lanes;
+        let sum_of_parts = (a.add(b).add(c.add(d))).add(e.add(f).add(g.add(h)));
+        *sum = sum.mul_add(factor, sum_of_parts.sum_of_lanes());
         *max = new_max;
         (lanes, factor)
     }
@@ -94,15 +114,25 @@ pub(super) unsafe fn weigh<V: Vector>(
 /// # Safety
 /// As [`weigh`].
 #[inline(always)]
-unsafe fn with_unseen<V: Vector>([low, high]: [V; 2], keys: &Range<usize>, other: f32) -> [V; 2] {
-    // SAFETY: two vectors in a tile; passed on.
-    unsafe {
-        let mut both = [low.to_array(), high.to_array()];
-        for (lane, value) in both.as_flattened_mut().iter_mut().enumerate() {
-            if !keys.contains(&lane) {
-                *value = other;
-            }
+unsafe fn with_unseen<V: Vector>(mut lanes: Weights<V>, keys: &Range<usize>, other: f32) -> Weights<V> {
+    const KEYS: [f32; VISIT] = {
+        let mut keys = [0.0; VISIT];
+        let mut key = 0;
+        while key < VISIT {
+            keys[key] = key as f32;
+            key += 1;
         }
-        [V::load(both[0].as_ptr()), V::load(both[1].as_ptr())]
+        keys
+    };
+    // A half is on one side of every key.
+    let (start, end) = (keys.start as f32 - 0.5, keys.end as f32 - 0.5);
+    // SAFETY: as many keys as lanes; passed on.
+    unsafe {
+        let (start, end, other) = (V::splat(start), V::splat(end), V::splat(other));
+        for (part, lanes) in lanes.iter_mut().enumerate() {
+            let keys = V::load(KEYS.as_ptr().add(part * LANES));
+            *lanes = keys.sub(start).mul(end.sub(keys)).if_positive(*lanes, other);
+        }
     }
+    lanes
 }

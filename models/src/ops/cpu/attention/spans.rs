@@ -60,7 +60,9 @@ pub(super) fn run<E: Cached>(compute: &Compute, mut attention: Attention<'_, E>)
     attention.step.heads_at_once = (even / wanted).clamp(1, num_heads);
     let heads_of_a_task = if longest > 0 { attention.heads_at_once } else { 1 };
     if !is_split {
-        let numbers = attention.numbers_len(most_rows).max(heads_of_a_task * attention.numbers_len(1));
+        let num_sums = chunks.iter().map(|chunk| attention.num_sums(*chunk)).max().unwrap_or(0);
+        let len_of = |num_tokens| attention.numbers_len(num_tokens, num_sums);
+        let numbers = len_of(most_rows).max(heads_of_a_task * len_of(1));
         compute.workspace().prepare::<f32>(num_threads.min(num_tasks), numbers);
         E::Start::launch(compute, num_tasks, &attention);
         return;
@@ -117,7 +119,7 @@ impl<E: Cached> Kernel for Apart<'_, '_, E> {
         // SAFETY: passed on; the numbers live to the end of the task, and the sums belong to this span's task alone.
         unsafe {
             let sums = self.0.sums((work.chunk, task), index);
-            let mut states = attention.start(&work, numbers.part(0, states_len), sums);
+            let mut states = attention.start::<I::Vector>(&work, numbers.part(0, states_len), sums);
             attention.attend_span::<I>(&mut states, &work, span);
         }
     }
