@@ -13,7 +13,7 @@ use passerelle_models::{BlockId, TokenId};
 
 use crate::clock::Clock;
 use crate::config::EngineConfig;
-use crate::cost::{CostModel, Measurements};
+use crate::cost::{CostModel, FEW, Measurements};
 use crate::event::RequestError;
 use crate::model_runner::ModelRunner;
 
@@ -30,7 +30,6 @@ const LONG_AT_START: Duration = Duration::from_millis(100);
 /// Enough to take longer than one.
 const FEW_TOKENS: usize = 8;
 const CHUNK_TOKENS: usize = 64;
-const BATCH_SEQUENCES: usize = 8;
 const CONTEXT_TOKENS: usize = 513;
 /// Every vocabulary has it.
 const TOKEN: TokenId = 0;
@@ -121,7 +120,7 @@ impl Calibration {
         let spec = runner.cache().spec();
         let longest = spec.longest_sequence(config.num_kv_blocks, config.max_num_batched_tokens, config.max_model_len);
         let context = CONTEXT_TOKENS.min(longest);
-        let batch = BATCH_SEQUENCES.min(config.max_num_seqs).min(config.num_kv_blocks);
+        let batch = FEW.min(config.max_num_seqs).min(config.num_kv_blocks);
         Self {
             one_token: StepKind::nothing_of(1, 0, 1),
             chunk: StepKind::nothing_of(1, 0, 1),

@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn who_is_let_in_runs_a_token_however_much_it_attends() {
-        let costs = CostModel { prompt_token_ns: 10.0, generated_token_ns: 10.0, context_token_ns: 1.0 };
+        let costs =
+            CostModel { prompt_token_ns: 10.0, generated_token_ns: 10.0, context_token_ns: 1.0, lone_token_ns: 10.0 };
         let (tokens, time, batch_time, prompt_logprob_rows) = (8, 12, Some(UNBOUNDED), 0);
         let mut budget = CatchUpBudget { tokens, time, batch_time, costs, prompt_logprob_rows, is_untouched: false };
         let (mut sequence, _stream) = sequence(request(0, &[0; 100]));

@@ -16,12 +16,22 @@ pub struct CostModel {
     pub generated_token_ns: f64,
     /// One token that attends one other.
     pub context_token_ns: f64,
+    /// A generated token that has its step alone, its attention apart.
+    pub lone_token_ns: f64,
 }
+
+/// Generated tokens of a step in which one costs [`CostModel::generated_token_ns`].
+pub(crate) const FEW: usize = 8;
 
 impl Default for CostModel {
     /// For simulations: round figures of a small model.
     fn default() -> Self {
-        Self { prompt_token_ns: 100_000.0, generated_token_ns: 1_000_000.0, context_token_ns: 100.0 }
+        Self {
+            prompt_token_ns: 100_000.0,
+            generated_token_ns: 1_000_000.0,
+            context_token_ns: 100.0,
+            lone_token_ns: 1_000_000.0,
+        }
     }
 }
 
@@ -45,6 +55,13 @@ impl CostModel {
         // The first token attends itself and all before it, each further one a token more.
         let attended = tokens * (computed + (tokens + 1.0) / 2.0);
         (tokens * token_ns + attended * self.context_token_ns).ceil() as CostNs
+    }
+
+    /// What a step takes longer or shorter than the price of its generated tokens, given how many they are: a straight line
+    /// through one and [`FEW`].
+    pub(crate) fn beyond_price(&self, num_generated: usize) -> f64 {
+        let beyond_of_one = self.lone_token_ns - self.generated_token_ns;
+        beyond_of_one * (FEW as f64 - num_generated as f64) / (FEW as f64 - 1.0)
     }
 
     /// The most a sequence of `num_tokens` tokens can cost, however it is cut.
@@ -110,6 +127,7 @@ impl Measurements {
             prompt_token_ns: (beyond_one(self.chunk) - attended).clamp(least_of_chunk, alone_ns),
             generated_token_ns: (batch_time.as_nanos() as f64 / batch.max(1) as f64).clamp(Self::LEAST_NS, alone_ns),
             context_token_ns,
+            lone_token_ns: alone_ns,
         }
     }
 }
@@ -144,15 +162,24 @@ mod tests {
 
     #[test]
     fn prices_are_shown_in_rounded_microseconds() {
-        let model =
-            CostModel { prompt_token_ns: 258_815.0, generated_token_ns: 1_012_345.678, context_token_ns: 31.26 };
+        let model = CostModel {
+            prompt_token_ns: 258_815.0,
+            generated_token_ns: 1_012_345.678,
+            context_token_ns: 31.26,
+            ..CostModel::default()
+        };
         let shown = "prompt token 258.8 µs, generated token 1012.3 µs, attended token 0.0313 µs";
         assert_eq!(model.to_string(), shown);
     }
 
     #[test]
     fn a_chunk_costs_its_tokens_and_every_token_that_they_attend() {
-        let model = CostModel { prompt_token_ns: 100.0, generated_token_ns: 1000.0, context_token_ns: 1.0 };
+        let model = CostModel {
+            prompt_token_ns: 100.0,
+            generated_token_ns: 1000.0,
+            context_token_ns: 1.0,
+            ..CostModel::default()
+        };
         // Tokens 10, 11 and 12 attend 11, 12 and 13 tokens.
         assert_eq!(model.of_tokens(10, 3), 300 + 36);
         assert_eq!(model.of_tokens(12, 1), 1000 + 13);
@@ -160,7 +187,12 @@ mod tests {
 
     #[test]
     fn a_sequence_costs_no_more_than_its_bound_however_it_is_cut() {
-        let model = CostModel { prompt_token_ns: 70.3, generated_token_ns: 913.7, context_token_ns: 1.9 };
+        let model = CostModel {
+            prompt_token_ns: 70.3,
+            generated_token_ns: 913.7,
+            context_token_ns: 1.9,
+            ..CostModel::default()
+        };
         for cut in [1, 2, 3, 16, 100] {
             let ends = (0..100).step_by(cut).map(|start| (start, cut.min(100 - start)));
             let cost: CostNs = ends.map(|(start, tokens)| model.of_tokens(start, tokens)).sum();
@@ -170,7 +202,12 @@ mod tests {
 
     #[test]
     fn a_chunk_within_a_time_is_the_longest_that_is() {
-        let model = CostModel { prompt_token_ns: 70.3, generated_token_ns: 70.3, context_token_ns: 1.9 };
+        let model = CostModel {
+            prompt_token_ns: 70.3,
+            generated_token_ns: 70.3,
+            context_token_ns: 1.9,
+            ..CostModel::default()
+        };
         for (computed, time) in [(0, 5_000), (1000, 100_000), (77, 1)] {
             let tokens = model.tokens_within(computed, time);
             assert!(tokens == 0 || model.of_tokens(computed, tokens) <= time + 1);
@@ -180,7 +217,12 @@ mod tests {
 
     #[test]
     fn a_calibration_finds_the_prices_behind_its_measurements() {
-        let truth = CostModel { prompt_token_ns: 50_000.0, generated_token_ns: 0.0, context_token_ns: 100.0 };
+        let truth = CostModel {
+            prompt_token_ns: 50_000.0,
+            generated_token_ns: 0.0,
+            context_token_ns: 100.0,
+            ..CostModel::default()
+        };
         let step = Duration::from_micros(500);
         let prompt = |computed, tokens| step + Duration::from_nanos(truth.of_tokens(computed, tokens));
         let one = |context: usize| step + Duration::from_nanos(50_000 + 100 * context as u64);
@@ -193,6 +235,9 @@ mod tests {
         let model = measured.model();
         assert!((model.prompt_token_ns / 50_000.0 - 1.0).abs() < 0.05, "{model:?}");
         assert_eq!((model.generated_token_ns, model.context_token_ns), (112_500.0, 100.0));
+        // A step of one and a step of eight take what was measured, one of fifteen as much longer as seven more do.
+        let step_of = |count: usize| (model.generated_token_ns * count as f64 + model.beyond_price(count)).round();
+        assert_eq!([1, 8, 15].map(step_of), [550_100.0, 900_000.0, 1_249_900.0]);
     }
 
     #[test]

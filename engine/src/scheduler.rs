@@ -82,11 +82,11 @@ impl Scheduler {
         let cache = KvCacheManager::new(config.num_kv_blocks, kv_cache, config.max_num_batched_tokens);
         let (waiting, fairness_bound) = queue(&config, &costs);
         let (now, running, parked) = (Duration::ZERO, Running::default(), BTreeMap::new());
-        let (overrun, steps_of_better, turns, former_batch, held) = Default::default();
+        let (steps_of_better, turns, former_batch, held) = Default::default();
         Self {
             config,
             costs,
-            overrun,
+            overrun: Overrun::new(costs),
             steps_of_better,
             turns,
             former_batch,
@@ -106,7 +106,7 @@ impl Scheduler {
         (self.waiting, self.fairness_bound) = queue(&self.config, &costs);
         self.costs = costs;
         // Its ratios are to the former prices.
-        self.overrun = Overrun::default();
+        self.overrun = Overrun::new(costs);
     }
 
     pub(crate) fn add(&mut self, sequence: Sequence) {

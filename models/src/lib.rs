@@ -57,7 +57,7 @@ pub use weights::{CheckpointFiles, GgufMetadata};
 
 /// The generation of the numerics: raised whenever a body of any kernel, or what a layer computes, comes to other bits than
 /// before. Scores of different generations do not stand in one file, and answers of different ones have other fingerprints.
-pub const NUMERICS: u32 = 4;
+pub const NUMERICS: u32 = 5;
 
 /// A causal language model over a paged KV cache.
 ///

@@ -414,7 +414,12 @@ fn a_turn_out_of_order_is_over_when_its_sequence_is_parked() {
 
 #[test]
 fn prompts_add_no_more_time_to_a_stream_than_was_configured() {
-    let costs = CostModel { prompt_token_ns: 1000.0, generated_token_ns: 5000.0, context_token_ns: 10.0 };
+    let costs = CostModel {
+        prompt_token_ns: 1000.0,
+        generated_token_ns: 5000.0,
+        context_token_ns: 10.0,
+        lone_token_ns: 5000.0,
+    };
     let most = Duration::from_nanos(6000);
     let mut bench = Bench::new(EngineConfig {
         num_kv_blocks: 200,
@@ -446,7 +451,13 @@ fn prompts_take_twice_as_long_as_the_streams_of_a_step_but_fifty_milliseconds_at
     for (bound, stream_ms, added_ms) in
         [(by_default, 1.0, 50), (by_default, 80.0, 160), (by_default, 300.0, 250), (stated, 80.0, 7)]
     {
-        let costs = CostModel { prompt_token_ns: 1e6, generated_token_ns: stream_ms * 1e6, context_token_ns: 0.0 };
+        let stream_ns = stream_ms * 1e6;
+        let costs = CostModel {
+            prompt_token_ns: 1e6,
+            generated_token_ns: stream_ns,
+            context_token_ns: 0.0,
+            lone_token_ns: stream_ns,
+        };
         let mut bench = Bench::new(EngineConfig {
             num_kv_blocks: 200,
             max_num_batched_tokens: 512,

@@ -222,7 +222,8 @@ mod tests {
 
     #[test]
     fn former_prices_hold_until_new_ones_are_worth_as_much() {
-        let former = CostModel { prompt_token_ns: 7e6, generated_token_ns: 7e7, context_token_ns: 7e3 };
+        let former =
+            CostModel { prompt_token_ns: 7e6, generated_token_ns: 7e7, context_token_ns: 7e3, lone_token_ns: 7e7 };
         let clock = Arc::new(BusyClock::default());
         let (mut step_loop, handle) = started_with(&clock, (Some(former), Arc::default()));
         let bound = |step_loop: &mut StepLoop| {

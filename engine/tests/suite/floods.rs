@@ -96,7 +96,12 @@ impl World {
             max_model_len: longest,
             prefill_chunk_tokens: 1 + chance.below(8),
             class_patience: STEP * patience as u32,
-            costs: Some(CostModel { prompt_token_ns: 80.0, generated_token_ns: 300.0, context_token_ns: 1.0 }),
+            costs: Some(CostModel {
+                prompt_token_ns: 80.0,
+                generated_token_ns: 300.0,
+                context_token_ns: 1.0,
+                lone_token_ns: 300.0,
+            }),
             ..EngineConfig::default()
         };
         let clock = ManualClock::default();

@@ -177,7 +177,12 @@ fn config(chance: &mut Chance, model: &StubModel) -> EngineConfig {
         prompt_logprobs_chunk_tokens: 1 + chance.below(6),
         max_added_latency: AddedLatency::AtMost(Duration::from_micros(chance.below(900) as u64)),
         class_patience: Duration::from_millis(chance.below(60) as u64),
-        costs: Some(CostModel { prompt_token_ns: 80_000.0, generated_token_ns: 300_000.0, context_token_ns: 900.0 }),
+        costs: Some(CostModel {
+            prompt_token_ns: 80_000.0,
+            generated_token_ns: 300_000.0,
+            context_token_ns: 900.0,
+            lone_token_ns: 300_000.0,
+        }),
         former_costs: None,
         seed: 0,
     }

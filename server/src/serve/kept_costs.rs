@@ -42,6 +42,9 @@ struct Entry {
     prompt_token_ns: f64,
     generated_token_ns: f64,
     context_token_ns: f64,
+    /// 0 of versions that did not measure it.
+    #[serde(default)]
+    lone_token_ns: f64,
 }
 
 impl KeptCosts {
@@ -98,17 +101,17 @@ impl RanOn<'_> {
 
 impl Entry {
     fn of(costs: &CostModel) -> Self {
-        let &CostModel { prompt_token_ns, generated_token_ns, context_token_ns } = costs;
-        Self { prompt_token_ns, generated_token_ns, context_token_ns }
+        let &CostModel { prompt_token_ns, generated_token_ns, context_token_ns, lone_token_ns } = costs;
+        Self { prompt_token_ns, generated_token_ns, context_token_ns, lone_token_ns }
     }
 
     /// No work is free, and none takes an hour.
     fn model(&self) -> Option<CostModel> {
         const HOUR_NS: f64 = 3.6e12;
-        let &Self { prompt_token_ns, generated_token_ns, context_token_ns } = self;
-        let all = [prompt_token_ns, generated_token_ns, context_token_ns];
+        let &Self { prompt_token_ns, generated_token_ns, context_token_ns, lone_token_ns } = self;
+        let all = [prompt_token_ns, generated_token_ns, context_token_ns, lone_token_ns];
         let can_be = all.iter().all(|ns| *ns > 0.0 && *ns < HOUR_NS);
-        can_be.then_some(CostModel { prompt_token_ns, generated_token_ns, context_token_ns })
+        can_be.then_some(CostModel { prompt_token_ns, generated_token_ns, context_token_ns, lone_token_ns })
     }
 }
 
@@ -141,7 +144,8 @@ mod tests {
 
     use super::*;
 
-    const COSTS: CostModel = CostModel { prompt_token_ns: 3e6, generated_token_ns: 4e7, context_token_ns: 812.5 };
+    const COSTS: CostModel =
+        CostModel { prompt_token_ns: 3e6, generated_token_ns: 4e7, context_token_ns: 812.5, lone_token_ns: 2e8 };
 
     fn on(digest: char) -> RanOn<'static> {
         let model = format!("sha256:{}", String::from(digest).repeat(64)).parse().expect("it is a digest");

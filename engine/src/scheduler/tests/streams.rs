@@ -62,7 +62,8 @@ fn where_a_step_of_many_takes_no_longer_than_one_of_few_all_of_batch_comes_to_mo
 
 #[test]
 fn a_batch_prompt_takes_no_more_time_than_the_better_stream_beside_it() {
-    let costs = CostModel { prompt_token_ns: 1000.0, generated_token_ns: 5000.0, context_token_ns: 0.1 };
+    let costs =
+        CostModel { prompt_token_ns: 1000.0, generated_token_ns: 5000.0, context_token_ns: 0.1, lone_token_ns: 5000.0 };
     let config = EngineConfig {
         num_kv_blocks: 1000,
         max_num_batched_tokens: 64,

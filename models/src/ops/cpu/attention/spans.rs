@@ -64,7 +64,7 @@ pub(super) fn run<E: Cached>(compute: &Compute, mut attention: Attention<'_, E>)
         let len_of = |num_tokens| attention.numbers_len(num_tokens, num_sums);
         let numbers = len_of(most_rows).max(heads_of_a_task * len_of(1));
         compute.workspace().prepare::<f32>(num_threads.min(num_tasks), numbers);
-        E::Start::launch(compute, num_tasks, &attention);
+        E::Start::launch(compute, num_tasks, &HeadByHead(&attention));
         return;
     }
     let mut numbers = compute.workspace().unwritten(num_tasks * most_spans * len);
@@ -74,6 +74,10 @@ pub(super) fn run<E: Cached>(compute: &Compute, mut attention: Attention<'_, E>)
     E::Start::launch(compute, num_tasks * most_spans, &Apart(&split));
     launch(compute, num_tasks, &Together(&split));
 }
+
+/// The tasks of an [`Attention`], those of a head one after the other: while the chunks of a prompt are attended, its keys and values stay
+/// in the second-level cache.
+struct HeadByHead<'a, 'b, E>(&'a Attention<'b, E>);
 
 /// The tasks of an [`Attention`], span by span.
 struct Split<'a, 'b, E> {
@@ -103,6 +107,15 @@ impl<E: Cached> Split<'_, '_, E> {
     fn sums(&self, (chunk, task): (RowChunk, usize), span: usize) -> HeadSums<'_> {
         let first = (task * self.most_spans + span) * self.len;
         HeadSums::of(&self.numbers, first, self.len, self.attention.rows_of(chunk)).apart(self.most_spans * self.len)
+    }
+}
+
+impl<E: Cached> Kernel for HeadByHead<'_, '_, E> {
+    #[inline(always)]
+    unsafe fn run<I: Instructions>(&self, task: usize) {
+        let (num_chunks, num_heads) = (self.0.plan.chunks().len(), self.0.layer.num_kv_heads());
+        // SAFETY: passed on.
+        unsafe { self.0.run::<I>(task % num_chunks * num_heads + task / num_chunks) }
     }
 }
 
