@@ -13,7 +13,7 @@ use passerelle_models::{BlockId, TokenId};
 
 use crate::clock::Clock;
 use crate::config::EngineConfig;
-use crate::cost::{CostModel, FEW, Measurements};
+use crate::cost::{CostModel, Measurements, STREAMS_OF_PRICE};
 use crate::event::RequestError;
 use crate::model_runner::ModelRunner;
 
@@ -120,7 +120,7 @@ impl Calibration {
         let spec = runner.cache().spec();
         let longest = spec.longest_sequence(config.num_kv_blocks, config.max_num_batched_tokens, config.max_model_len);
         let context = CONTEXT_TOKENS.min(longest);
-        let batch = FEW.min(config.max_num_seqs).min(config.num_kv_blocks);
+        let batch = STREAMS_OF_PRICE.min(config.max_num_seqs).min(config.num_kv_blocks);
         Self {
             one_token: StepKind::nothing_of(1, 0, 1),
             chunk: StepKind::nothing_of(1, 0, 1),

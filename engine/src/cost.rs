@@ -20,8 +20,8 @@ pub struct CostModel {
     pub lone_token_ns: f64,
 }
 
-/// Generated tokens of a step in which one costs [`CostModel::generated_token_ns`].
-pub(crate) const FEW: usize = 8;
+/// Generated tokens of a step in which one costs [`CostModel::generated_token_ns`], where as many may run.
+pub(crate) const STREAMS_OF_PRICE: usize = 8;
 
 impl Default for CostModel {
     /// For simulations: round figures of a small model.
@@ -58,10 +58,10 @@ impl CostModel {
     }
 
     /// What a step takes longer or shorter than the price of its generated tokens, given how many they are: a straight line
-    /// through one and [`FEW`].
+    /// through one and [`STREAMS_OF_PRICE`].
     pub(crate) fn beyond_price(&self, num_generated: usize) -> f64 {
         let beyond_of_one = self.lone_token_ns - self.generated_token_ns;
-        beyond_of_one * (FEW as f64 - num_generated as f64) / (FEW as f64 - 1.0)
+        beyond_of_one * (STREAMS_OF_PRICE as f64 - num_generated as f64) / (STREAMS_OF_PRICE as f64 - 1.0)
     }
 
     /// The most a sequence of `num_tokens` tokens can cost, however it is cut.

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A table keeps a place for each block of the sequence. What it says of those that lie wholly behind the window means
-//! nothing: the sequence does not hold them, and attention does not look there.
+//! nothing: the sequence does not hold them, and nothing that stands there counts in attention.
 
 use passerelle_models::{BlockCopy, BlockId, KvCacheSpec, KvReach};
 

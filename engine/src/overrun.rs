@@ -34,8 +34,8 @@ const SIZES: usize = 12;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Overrun {
     costs: CostModel,
-    /// What half of the steps take over what was planned. From [`LEAST`] to [`MOST`], below 1 only by steps that used all they were
-    /// given beside as many streams as have run alone.
+    /// What half of the steps take over what was planned. From [`LEAST`] to [`MOST`], below 1 only by steps that used most of
+    /// what they were given, beside as many streams as have run alone.
     typical: f64,
     /// From 1 to [`WIDEST_MARGIN`].
     margin: f64,
@@ -160,7 +160,8 @@ impl Overrun {
         }
     }
 
-    /// A step that did not use what it was given tells only whether that is too much.
+    /// A step that did not use what it was given tells only whether that is too much; while there are no others, what was
+    /// learnt is forgotten.
     fn note_typical(&mut self, Added { added, planned, most }: Added, are_streams_known: bool) {
         let is_used = planned >= USED * most / self.divisor();
         let by = added / (planned * self.typical);
@@ -235,14 +236,14 @@ mod tests {
     #[test]
     fn few_steps_go_beyond_the_bound_however_their_times_are_scattered() {
         let mut overrun = Overrun::new(CostModel::default());
-        let (mut planned, mut beyond) = (20.0, 0);
+        let (mut planned, mut beyond) = (20.0_f64, 0);
         for step in 0..20_000 {
             // From 0.7 to 1.3 times what was planned, and now and then 6 ms more.
             let chance = |what| uniform(what, step);
             let held_up = if chance(1) < 0.02 { 6.0 } else { 0.0 };
-            let added = planned * (0.7 + 0.6 * chance(0)) + held_up;
+            let added = planned.floor() * (0.7 + 0.6 * chance(0)) + held_up;
             beyond += usize::from(step >= 100 && added > 20.0);
-            planned = note(&mut overrun, &batch(16), 5.0 + added);
+            planned = note(&mut overrun, &batch(planned as CostNs), 5.0 + added);
         }
         assert!(beyond < 199, "{beyond} of 19,900");
         assert!(planned > 8.0, "the time that is allowed is used: {planned}");
@@ -267,6 +268,9 @@ mod tests {
         let mut overrun = Overrun::new(costs);
         assert_eq!(overrun.of_streams(Streams { count: 1, price: 5_000_000 }), 15_000_000);
         assert_eq!(note(&mut overrun, &batch(16), 31.0), 20.0, "16 of them are the prompt's");
+        // A further one adds what eight add beyond one, over seven.
+        let many = Streams { count: 36, price: 36 * 5_000_000 };
+        assert_eq!(overrun.of_streams(many) / 1_000_000, (15 + 35 * 25 / 7) as CostNs);
     }
 
     #[test]

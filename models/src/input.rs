@@ -28,7 +28,8 @@ pub struct SequenceInput<'a> {
     /// Tokens whose K/V already stand in the cache.
     pub num_computed: usize,
     /// A table for each group of the cache ([`crate::KvCacheSpec`]): blocks in sequence order, covering at least
-    /// `num_computed + tokens.len()` tokens. Behind a group's window a table may name any block: nobody looks there.
+    /// `num_computed + tokens.len()` tokens. Behind a group's window a table may name any block of
+    /// the cache: nothing that stands there counts.
     pub block_tables: &'a [Vec<BlockId>],
     /// Which of `tokens` want logits, by index, ascending.
     pub sample: &'a [usize],

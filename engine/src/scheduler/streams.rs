@@ -74,9 +74,8 @@ impl Scheduler {
         }
         let took = self.overrun.of_streams(better);
         let step = self.give_turns((better, 2 * took), turns);
-        // Whoever catches up reckons in prices, of which that long is as many as the streams' own.
-        let in_prices =
-            |time: CostNs| (u128::from(time) * u128::from(better.price) / u128::from(took.max(1))) as CostNs;
+        // Whoever catches up reckons in prices.
+        let in_prices = |time| self.overrun.budget(Duration::from_nanos(time));
         StreamsOfStep { batch_time: step.batch_time.map(|time| time.min(in_prices(time))), ..step }
     }
 

@@ -279,7 +279,7 @@ fn a_window_of_one_token_returns_its_own_value() {
 
 /// So that a cache may give away blocks that no later token sees.
 #[test]
-fn what_lies_before_the_window_is_not_read() {
+fn what_lies_before_the_window_does_not_count() {
     let params = AttentionParams { window: Some(9), ..AttentionParams::causal(0.2) };
     let world = World::with(params, shape(2, 2, 24, 16, KvFormat::F32), &[61]);
     for compute in fast() {

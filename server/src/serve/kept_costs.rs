@@ -192,6 +192,16 @@ mod tests {
     }
 
     #[test]
+    fn costs_of_a_version_that_did_not_measure_a_lone_token_are_measured_anew() {
+        let data = tempfile::tempdir().expect("a temporary folder");
+        learn(data.path(), &on('a'));
+        let path = data.path().join(FILE);
+        let whole = fs::read_to_string(&path).expect("it was kept");
+        fs::write(&path, whole.replace("lone_token_ns", "another")).expect("the folder is writable");
+        assert_eq!(KeptCosts::open(data.path()).find(&on('a')), None);
+    }
+
+    #[test]
     fn no_data_directory_is_made_for_costs() {
         let data = tempfile::tempdir().expect("a temporary folder");
         let nowhere = data.path().join("nowhere");

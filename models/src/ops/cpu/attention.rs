@@ -1,12 +1,12 @@
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
-//! Attention over the paged cache, tile by tile.
+//! Attention over the paged cache, a few tiles at a time ([`visit`]).
 //!
 //! One task is one chunk of a sequence's tokens with one K/V head: `tokens * group` query rows that share every tile they
-//! read. A token alone, which waits for memory, has several heads in a task, tile by tile as they stand in a block: that reads
-//! memory in order, about twice as fast as a head's tiles alone. Where tasks are too few for the threads, each is one span of
+//! read. A token alone, which waits for memory, has several heads in a task, visit by visit: that reads memory nearly in order,
+//! about twice as fast as a head's tiles alone. Where tasks are too few for the threads, each is one span of
 //! keys ([`mod@spans`]). Both products are the inner loop of [`tile`](super::tile): `scores = q k^T` over the 16 keys of a tile
-//! side by side, then `out += weights v` with the 16 keys as depth.
+//! side by side, then `out += weights v` with the keys of a visit as depth.
 
 mod heads;
 mod keys_view;

@@ -14,6 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::buffer::Plain;
 use super::launch::Output;
 
+/// More buffers than a step usually has: the list of them does not grow in its midst.
+const ROOM: usize = 64;
+
 /// What nobody uses at the moment, of what the step that runs has used and the one before it.
 #[derive(Default)]
 pub(crate) struct Workspace {
@@ -24,6 +27,7 @@ pub(crate) struct Workspace {
 struct Idle {
     step: u64,
     size: StepSize,
+    /// The smallest first, so that what is prepared is what tasks take.
     buffers: Vec<IdleBuffer>,
 }
 
@@ -97,7 +101,8 @@ impl Workspace {
         let step = idle.step;
         let mut ready = 0;
         // Kept also if fewer tasks than that come at a time, so that the next step has them too.
-        for buffer in idle.buffers.iter_mut().filter(|buffer| buffer.lines.capacity() >= lines).take(count) {
+        let first = idle.first_of(lines);
+        for buffer in idle.buffers[first..].iter_mut().take(count) {
             buffer.step = step;
             ready += 1;
         }
@@ -113,6 +118,8 @@ impl Workspace {
         let is_larger = size.tokens > idle.size.tokens || size.rows > idle.size.rows;
         let ended = idle.step;
         idle.buffers.retain(|buffer| buffer.step >= ended && !is_larger);
+        let missing = ROOM.saturating_sub(idle.buffers.len());
+        idle.buffers.reserve(missing);
         (idle.step, idle.size) = (ended + 1, size);
     }
 
@@ -122,10 +129,9 @@ impl Workspace {
             return Lines::new();
         }
         let mut idle = self.idle();
-        let fitting = idle.buffers.iter().enumerate().filter(|(_, buffer)| buffer.lines.capacity() >= lines);
-        match fitting.min_by_key(|(_, buffer)| buffer.lines.capacity()).map(|(index, _)| index) {
-            Some(index) => idle.buffers.swap_remove(index).lines,
-            None => idle.allocate(lines),
+        match idle.first_of(lines) {
+            index if index < idle.buffers.len() => idle.buffers.remove(index).lines,
+            _ => idle.allocate(lines),
         }
     }
 
@@ -140,9 +146,8 @@ impl Idle {
     fn allocate(&mut self, lines: usize) -> Lines {
         let mut given_up = 0;
         while given_up < lines {
-            let unused = self.buffers.iter().enumerate().filter(|(_, buffer)| buffer.step < self.step);
-            let Some((index, _)) = unused.max_by_key(|(_, buffer)| buffer.lines.capacity()) else { break };
-            given_up += self.buffers.swap_remove(index).lines.capacity();
+            let Some(index) = self.buffers.iter().rposition(|buffer| buffer.step < self.step) else { break };
+            given_up += self.buffers.remove(index).lines.capacity();
         }
         Lines::with_capacity(lines)
     }
@@ -151,7 +156,13 @@ impl Idle {
         if lines.capacity() == 0 {
             return;
         }
-        self.buffers.push(IdleBuffer { lines, step: self.step });
+        let index = self.first_of(lines.capacity());
+        self.buffers.insert(index, IdleBuffer { lines, step: self.step });
+    }
+
+    /// Where those begin that are large enough for as much.
+    fn first_of(&self, lines: usize) -> usize {
+        self.buffers.partition_point(|buffer| buffer.lines.capacity() < lines)
     }
 }
 
@@ -274,6 +285,17 @@ mod tests {
         drop(taken(&workspace, 640));
         workspace.prepare::<f32>(3, 320);
         assert_eq!(capacities(&workspace), [320, 320, 640]);
+    }
+
+    #[test]
+    fn what_is_prepared_is_what_tasks_will_take_and_stays_if_they_take_less() {
+        let workspace = Arc::new(Workspace::default());
+        workspace.begin_step(size(1));
+        drop([6400, 320, 640, 320].map(|len| taken(&workspace, len)));
+        workspace.begin_step(size(1));
+        workspace.prepare::<f32>(2, 320);
+        workspace.begin_step(size(1));
+        assert_eq!(capacities(&workspace), [320, 320], "the smallest that are large enough");
     }
 
     #[test]

@@ -2,8 +2,8 @@ use std::ops::Range;
 
 use crate::ops::AttentionParams;
 
-/// Which of a chunk's tokens see some neighbouring keys, and how much of them. Drawn for causal attention; else the window reaches to both
-/// sides, and whoever sees nothing of them is as far away on the one side as on the other.
+/// Which of a chunk's tokens see some neighbouring keys, and how much of them. Drawn for causal attention; else the window
+/// reaches to both sides, and whoever sees nothing of them is as far away on the one side as on the other.
 ///
 /// ```text
 ///              key                        the keys start at position 16, the window is 24, the chunk starts at 12

@@ -1,6 +1,6 @@
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
-//! What attention does with the numbers of one tile.
+//! What attention does with the numbers of one visit.
 
 use std::ops::Range;
 
@@ -79,7 +79,7 @@ pub(super) unsafe fn weigh<V: Vector>(
     keys: Range<usize>,
     (max, sum): (&mut f32, &mut f32),
 ) -> (Weights<V>, f32) {
-    // SAFETY: two vectors in a tile; the caller has the instructions.
+    // SAFETY: as many vectors as a visit has; the caller has the instructions.
     unsafe {
         let (is_whole, scale) = (keys.len() == VISIT, V::splat(scale));
         let mut lanes = [V::splat(0.0); VISIT / LANES];

@@ -10,11 +10,15 @@ use super::super::launch::{Kernel, Output, Start, launch};
 use super::Attention;
 use super::heads::HeadSums;
 use super::paired::Cached;
+use super::visit::TILES_OF_VISIT;
 use crate::kv_cache::KV_TILE;
 use crate::ops::Compute;
 use crate::ops::attention::{KEY_SPAN, RowChunk};
 
 const TILES: usize = KEY_SPAN / KV_TILE;
+
+/// A visit reaches back into no other span.
+const _: () = assert!(TILES.is_multiple_of(TILES_OF_VISIT));
 
 /// With fewer tasks for each thread, spans are tasks: of four, the last one to be done keeps the others waiting for a quarter
 /// of the time at most.
@@ -75,8 +79,8 @@ pub(super) fn run<E: Cached>(compute: &Compute, mut attention: Attention<'_, E>)
     launch(compute, num_tasks, &Together(&split));
 }
 
-/// The tasks of an [`Attention`], those of a head one after the other: while the chunks of a prompt are attended, its keys and values stay
-/// in the second-level cache.
+/// The tasks of an [`Attention`], those of a head one after the other: while the chunks of a prompt are attended, its keys
+/// and values stay in the second-level cache.
 struct HeadByHead<'a, 'b, E>(&'a Attention<'b, E>);
 
 /// The tasks of an [`Attention`], span by span.

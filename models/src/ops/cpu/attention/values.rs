@@ -1,6 +1,6 @@
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
-//! The second product of attention: `out += weights v`, the keys of a tile as depth.
+//! The second product of attention: `out += weights v`, the keys of some tiles as depth.
 
 use std::ops::Range;
 

@@ -124,6 +124,7 @@ impl<E: Cached> Attention<'_, E> {
         for index in 0..group {
             let row = token * group + index;
             let scores = &mut state.weights.as_chunks_mut::<VISIT>().0[row];
+            // Beyond the tiles that the token sees there may be weights of the visit before, which are masked first of all.
             let scale = self.finish_scores(scores, visit, token, visit.kv_head * group + index);
             let sums = (&mut state.sums.max[row], &mut state.sums.sum[row]);
             // SAFETY: the token sees some of the scores; passed on.
@@ -180,8 +181,8 @@ impl<E: Cached> Attention<'_, E> {
             let num_rows = I::TILE_ROWS.min(rows.end - first);
             let weights = state.weights[first * VISIT..].as_mut_ptr();
             let to = |tile: usize| weights.wrapping_add(tile * KV_TILE);
-            // SAFETY: as many rows of `head_dim` queries and of scores; a tile is `head_dim` by `KV_TILE`; both stand in one cache, as
-            // far apart as the factors say.
+            // SAFETY: as many rows of `head_dim` queries and of scores; a tile is `head_dim` by `KV_TILE`; both stand in one
+            // cache, as far apart as the factors say.
             unsafe {
                 if tile + 1 < end && num_rows <= max_pair_rows::<I>() {
                     let (factors, to) = (self.score_factors(state, visit, (first, tile)), to(tile));
