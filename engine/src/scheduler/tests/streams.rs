@@ -60,32 +60,31 @@ fn where_a_step_of_many_takes_no_longer_than_one_of_few_all_of_batch_comes_to_mo
     assert_eq!(num_whole, 630, "all but those that batch sits out");
 }
 
-fn bench_beside_a_lone_stream_of(lone_token_ns: f64) -> Bench {
+/// A stream alone that takes so long, and a batch prompt that has come beside it.
+fn batch_beside_a_lone_stream_of(lone_token_ns: f64) -> Bench {
     let costs = CostModel { prompt_token_ns: 1000.0, generated_token_ns: 5000.0, context_token_ns: 0.1, lone_token_ns };
-    Bench::new(EngineConfig {
+    let mut bench = Bench::new(EngineConfig {
         num_kv_blocks: 1000,
         max_num_batched_tokens: 64,
         prefill_chunk_tokens: 64,
         costs: Some(costs),
         ..config()
-    })
+    });
+    bench.add(0, 1);
+    bench.step();
+    bench.add_of_class(Class::Batch, 1, 200);
+    bench
 }
 
 #[test]
 fn a_batch_prompt_takes_as_long_as_a_lone_stream_does_whose_price_is_that_of_one_among_several() {
-    let mut bench = bench_beside_a_lone_stream_of(20_000.0);
-    bench.add(0, 1);
-    bench.step();
-    bench.add_of_class(Class::Batch, 1, 200);
+    let mut bench = batch_beside_a_lone_stream_of(20_000.0);
     assert_eq!(bench.step(), [(0, 1), (1, 19)]);
 }
 
 #[test]
 fn a_batch_prompt_takes_no_more_time_than_the_better_stream_beside_it() {
-    let mut bench = bench_beside_a_lone_stream_of(5000.0);
-    bench.add(0, 1);
-    bench.step();
-    bench.add_of_class(Class::Batch, 1, 200);
+    let mut bench = batch_beside_a_lone_stream_of(5000.0);
     assert_eq!(bench.step(), [(0, 1), (1, 4)]);
     bench.add_of_class(Class::Batch, 2, 1);
     assert_eq!(bench.step(), [(0, 1), (1, 2), (2, 1)], "they share it");
