@@ -16,7 +16,7 @@ use super::numbers::count;
 use super::output::{self, OutputArgs};
 use crate::serve::{self, EngineBounds, Loaded};
 use limits::{Limits, ModelCost, Steps};
-use measure::{Measured, Recorder, Workload};
+use measure::{Measured, Recorder, Runner, Workload};
 use profile::Profile;
 use suite::SuiteArgs;
 use tariff::{Reference, TariffArgs};
@@ -281,9 +281,7 @@ struct Room {
 
 /// One engine, with a KV cache that holds the largest batch.
 struct Bench {
-    engine: Engine,
-    recorder: Arc<Recorder>,
-    vocab: usize,
+    runner: Runner,
     /// Tokens that the model takes.
     longest: usize,
 }
@@ -304,15 +302,16 @@ impl Bench {
         let vocab = loaded.model.input_vocab_size();
         let mut bounds = EngineBounds { num_kv_blocks, max_model_len: longest }.with(config)?;
         bounds.max_waiting_tokens = bounds.max_waiting_tokens.max(tokens);
+        let turns = StepTurns::new();
         let engine = Engine::spawn(EngineParts {
             name: loaded.name,
             model: loaded.model,
             config: bounds,
-            turns: StepTurns::new(),
+            turns: turns.clone(),
             clock,
             observer: Arc::<Recorder>::clone(&recorder),
         })?;
-        let bench = Self { engine, recorder, vocab, longest };
+        let bench = Self { runner: Runner { engine, turns, recorder, vocab }, longest };
         // Once unmeasured: memory is touched and threads are awake afterwards.
         bench.run(warm_up, u64::MAX / 2)?;
         Ok(bench)
@@ -333,7 +332,7 @@ impl Bench {
     }
 
     fn run(&self, load: Workload, round: u64) -> Result<Measured> {
-        measure::run(&self.engine.handle(), &self.recorder, self.vocab, (load, round))
+        self.runner.run(load, round)
     }
 }
 

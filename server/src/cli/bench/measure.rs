@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use passerelle_engine::{EngineHandle, Event, Request, RequestId, SamplingParams, StepObserver, StepReport};
+use passerelle_engine::{
+    Engine, Event, EventStream, Request, RequestId, SamplingParams, StepObserver, StepReport, StepTurns, SubmitError,
+};
 use passerelle_models::TokenId;
 use passerelle_models::ops::OpTimes;
 
@@ -174,25 +176,38 @@ pub(super) fn per_second(count: f64, time: Duration) -> f64 {
     if time.is_zero() { 0.0 } else { count / time.as_secs_f64() }
 }
 
-/// Runs the workload to its end. `round` makes its prompts unlike those of other rounds, so that none is found in the
-/// prefix cache.
-pub(super) fn run(
-    engine: &EngineHandle,
-    recorder: &Recorder,
-    vocab: usize,
-    (load, round): (Workload, u64),
-) -> Result<Measured> {
-    recorder.begin(load);
-    let submit = |index: usize| engine.submit(request(load, vocab, round * load.batch as u64 + index as u64));
-    let streams = (0..load.batch).map(submit).collect::<Result<Vec<_>, _>>().context("the engine refuses the batch")?;
-    for mut stream in streams {
-        while let Some(event) = stream.blocking_next() {
-            if let Event::Failed { error, .. } = event {
-                bail!("a request failed: {error}");
+/// An engine whose steps are recorded.
+pub(super) struct Runner {
+    pub(super) engine: Engine,
+    /// The engine's, and nobody else's.
+    pub(super) turns: StepTurns,
+    pub(super) recorder: Arc<Recorder>,
+    /// Token ids that the model reads.
+    pub(super) vocab: usize,
+}
+
+impl Runner {
+    /// Runs the workload to its end. `round` makes its prompts unlike those of other rounds, so that none is found in the
+    /// prefix cache.
+    pub(super) fn run(&self, load: Workload, round: u64) -> Result<Measured> {
+        self.recorder.begin(load);
+        for mut stream in self.submit(load, round).context("the engine refuses the batch")? {
+            while let Some(event) = stream.blocking_next() {
+                if let Event::Failed { error, .. } = event {
+                    bail!("a request failed: {error}");
+                }
             }
         }
+        Ok(self.recorder.lock().measured)
     }
-    Ok(recorder.lock().measured)
+
+    /// All at once: no step begins meanwhile. Otherwise a short answer may be over before the last prompt is there.
+    fn submit(&self, load: Workload, round: u64) -> Result<Vec<EventStream>, SubmitError> {
+        let engine = self.engine.handle();
+        let _turn = self.turns.take();
+        let first = round * load.batch as u64;
+        (0..load.batch as u64).map(|index| engine.submit(request(load, self.vocab, first + index))).collect()
+    }
 }
 
 fn request(load: Workload, vocab: usize, id: u64) -> Request {
@@ -217,6 +232,9 @@ pub(super) fn prompt(tokens: usize, vocab: usize, seed: u64) -> Vec<TokenId> {
 
 #[cfg(test)]
 mod tests {
+    use passerelle_engine::testing::{StubModel, parts};
+    use passerelle_engine::{EngineConfig, EngineParts};
+
     use super::*;
 
     fn report(prompt_tokens: usize, generated_tokens: usize, ms: u64) -> StepReport {
@@ -243,6 +261,22 @@ mod tests {
         assert_eq!((measured.decoding, measured.decode_tokens_per_s()), (4, 200.0));
         assert_eq!(measured.decode_steps_per_s(), 50.0);
         assert_eq!((measured.prefill_ops, measured.decode_ops), (ops(5), ops(2)));
+    }
+
+    #[test]
+    fn a_batch_begins_as_one_however_fast_its_answers_are() {
+        let (recorder, turns) = (Arc::new(Recorder::new(None)), StepTurns::new());
+        let engine = Engine::spawn(EngineParts {
+            turns: turns.clone(),
+            observer: Arc::<Recorder>::clone(&recorder),
+            ..parts(StubModel::new(16, 16), EngineConfig::default())
+        });
+        let runner = Runner { engine: engine.expect("bounds that hold"), turns, recorder, vocab: 16 };
+        for round in 0..16 {
+            let load = Workload { batch: 64, prompt_tokens: 32, generate_tokens: 2 };
+            let measured = runner.run(load, round).expect("nothing fails");
+            assert_eq!((measured.prefill_steps, measured.decode_steps, measured.decoding), (1, 1, 64), "round {round}");
+        }
     }
 
     #[test]
