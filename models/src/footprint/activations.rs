@@ -1,7 +1,7 @@
 use super::weights::qkv_width;
 use crate::config::{FfnSpec, LayerSpec, NormPlacement, PositionSpec, RopeSpec};
-use crate::ops::RoundedUnit;
 use crate::ops::blocks::UNIT;
+use crate::ops::{PANEL, RoundedUnit, row_stride};
 
 /// What a step holds at its peak beside weights and KV cache, and what of it stays at hand for the next one.
 ///
@@ -67,36 +67,73 @@ impl Activations {
 
     /// As [`crate::layers`] run one: what is taken, in order, and what nobody needs any longer.
     fn run_layer(&self, pieces: &mut Pieces, tokens: usize, (residual, addend): Stream) -> Stream {
-        let LayerWidths { norms_first, qkv, queries, up, activated } = self.layer;
+        let LayerWidths { norms_first, qkv, queries, .. } = self.layer;
         let take = |pieces: &mut Pieces, width| pieces.take(tokens, width);
         let sum = addend.is_some().then(|| take(pieces, self.hidden));
-        let normed = norms_first.then(|| take(pieces, self.hidden));
+        let normed = norms_first.then(|| take(pieces, self.handed_on(self.hidden)));
         let stream = pieces.replaced(residual, addend, sum);
-        let product = self.multiply(pieces, (tokens, self.hidden), qkv);
-        let attended = take(pieces, queries);
+        let product = self.multiply(pieces, (tokens, self.hidden), (qkv, norms_first));
+        let attended = take(pieces, self.handed_on(queries));
         pieces.give_back(product);
-        let output = self.multiply(pieces, (tokens, queries), self.hidden);
+        let output = self.multiply(pieces, (tokens, queries), (self.hidden, true));
         pieces.give_back(attended);
         normed.into_iter().for_each(|normed| pieces.give_back(normed));
-        let (sum, normed) = (take(pieces, self.hidden), take(pieces, self.hidden));
+        let (sum, normed) = (take(pieces, self.hidden), take(pieces, self.handed_on(self.hidden)));
         let stream = pieces.replaced(stream, Some(output), Some(sum));
-        let product = self.multiply(pieces, (tokens, self.hidden), up);
-        let gated = take(pieces, activated);
-        pieces.give_back(product);
-        let output = self.multiply(pieces, (tokens, activated), self.hidden);
-        pieces.give_back(gated);
+        let output = self.run_ffn(pieces, tokens);
         pieces.give_back(normed);
         (stream, Some(output))
     }
 
-    /// A product of rows of `width` numbers, which are rounded for as long as it takes.
-    fn multiply(&self, pieces: &mut Pieces, (rows, width): (usize, usize), out_width: usize) -> Piece {
+    fn run_ffn(&self, pieces: &mut Pieces, tokens: usize) -> Piece {
+        let LayerWidths { norms_first, up, activated, .. } = self.layer;
+        if up > activated && self.rounded.gates_stay && activated.is_multiple_of(PANEL) {
+            let gated = pieces.take(tokens, self.handed_on(activated));
+            self.round(pieces, (tokens, self.hidden), norms_first);
+            let output = self.multiply(pieces, (tokens, activated), (self.hidden, true));
+            pieces.give_back(gated);
+            return output;
+        }
+        let product = self.multiply(pieces, (tokens, self.hidden), (up, norms_first));
+        let activation = pieces.take(tokens, activated);
+        pieces.give_back(product);
+        let output = self.multiply(pieces, (tokens, activated), (self.hidden, false));
+        pieces.give_back(activation);
+        output
+    }
+
+    /// Numbers of f32 that rows of `width` take where a product alone reads them.
+    fn handed_on(&self, width: usize) -> usize {
+        if self.rounded.is_handed_on { self.rounded_width(width) } else { width }
+    }
+
+    /// The same of rows that are rounded for a product.
+    fn rounded_width(&self, width: usize) -> usize {
+        if self.rounded.element_bytes == 0 {
+            return 0;
+        }
+        row_stride::<u8>(width * self.rounded.element_bytes / UNIT).div_ceil(F32_BYTES as usize)
+    }
+
+    /// A product of rows of `width` numbers, which are rounded for as long as it takes, unless they were before.
+    fn multiply(
+        &self,
+        pieces: &mut Pieces,
+        (rows, width): (usize, usize),
+        (out_width, may_be_rounded): (usize, bool),
+    ) -> Piece {
         let product = pieces.take(rows, out_width);
-        let RoundedUnit { element_bytes, facts_bytes } = self.rounded;
-        let width_of = |bytes: usize| (width * bytes).div_ceil(UNIT * F32_BYTES as usize);
-        let rounded = [element_bytes, facts_bytes].map(|bytes| pieces.take(rows, width_of(bytes)));
-        rounded.into_iter().for_each(|rounded| pieces.give_back(rounded));
+        self.round(pieces, (rows, width), may_be_rounded);
         product
+    }
+
+    fn round(&self, pieces: &mut Pieces, (rows, width): (usize, usize), may_be_rounded: bool) {
+        if may_be_rounded && self.rounded.is_handed_on {
+            return;
+        }
+        let facts = (width * self.rounded.facts_bytes).div_ceil(UNIT * F32_BYTES as usize);
+        let rounded = [self.rounded_width(width), facts].map(|width| pieces.take(rows, width));
+        rounded.into_iter().for_each(|rounded| pieces.give_back(rounded));
     }
 
     /// An encoder keeps the keys and values of one layer while it runs, and what is pooled is a copy.
@@ -118,7 +155,7 @@ impl Activations {
             }
         }
         let (sum, normed) = (pieces.take(rows, self.hidden), pieces.take(rows, self.hidden));
-        let logits = self.multiply(pieces, (rows, self.hidden), self.vocab_size);
+        let logits = self.multiply(pieces, (rows, self.hidden), (self.vocab_size, false));
         stream.extend([sum, normed, logits]);
         stream.into_iter().for_each(|piece| pieces.give_back(piece));
     }

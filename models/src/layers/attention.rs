@@ -7,7 +7,9 @@ use super::positions::{Angles, Positions};
 use crate::ModelError;
 use crate::config::{AttentionSpec, PositionSpec, QkNormScope, RopeSpec, alibi_slopes};
 use crate::kv_cache::KvLayer;
-use crate::ops::{self, AttentionParams, AttentionPlan, Compute, Matrix, PositionTemperature, QkvPreparation};
+use crate::ops::{
+    self, AttentionParams, AttentionPlan, Compute, Float, Matrix, PositionTemperature, QkvPreparation, QueryRows,
+};
 use crate::weights::{MatrixPart, WeightLoader};
 
 /// Grouped-query attention over the paged cache.
@@ -60,9 +62,15 @@ impl Attention {
             angles: self.rotary.map(|index| step.angles.get(index)),
         };
         let q = ops::prepare_qkv(step.compute, qkv, &preparation, step.plan, cache)?;
-        let attended = ops::paged_attention(step.compute, &q, cache, step.plan, &self.params)?;
+        let over = (step.plan, &self.params);
+        let attended = ops::attended(step.compute, q.queries()?, cache, over, self.output.takes())?;
         drop(q);
         self.output.forward(step.compute, &attended)
+    }
+
+    /// What it takes its rows as without rounding them first.
+    pub(super) fn takes(&self) -> Float {
+        self.qkv.takes()
     }
 
     pub(super) fn size_bytes(&self) -> usize {

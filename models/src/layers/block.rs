@@ -10,7 +10,7 @@ use super::positions::Positions;
 use crate::ModelError;
 use crate::config::{LayerSpec, NormPlacement};
 use crate::kv_cache::KvLayer;
-use crate::ops::{self, Compute, Matrix};
+use crate::ops::{self, Compute, Float, Matrix};
 use crate::weights::WeightLoader;
 
 #[derive(Debug)]
@@ -56,7 +56,8 @@ impl Block {
                 let (residual, normed) = self.before_mixer(step, stream)?;
                 let attended = self.attention.forward(step, normed.as_ref().unwrap_or(&residual), cache)?;
                 drop(normed);
-                let (residual, normed) = self.ffn_norm.forward(step.compute, residual, Some(&attended))?;
+                let sum = (Some(&attended), self.mlp.takes());
+                let (residual, normed) = self.ffn_norm.forward(step.compute, residual, sum)?;
                 Ok((residual, Some(self.mlp.forward(step.compute, &normed)?)))
             }
             NormPlacement::Post => {
@@ -71,7 +72,7 @@ impl Block {
                 let attended = self.attention.forward(step, &residual, cache)?;
                 let residual = self.after_mixer(step, ops::add(step.compute, &residual, &attended)?)?;
                 let output = self.mlp.forward(step.compute, &residual)?;
-                let (_, normed) = self.ffn_norm.forward(step.compute, residual, Some(&output))?;
+                let (_, normed) = self.ffn_norm.forward(step.compute, residual, (Some(&output), Float::F32))?;
                 Ok((normed, None))
             }
         }
@@ -86,7 +87,8 @@ impl Block {
     fn before_mixer(&self, step: &Step<'_>, stream: Stream) -> Result<Stream, ModelError> {
         let Some(norm) = &self.mixer_norm else { return Ok((total(step.compute, stream)?, None)) };
         let (residual, addend) = stream;
-        let (residual, normed) = norm.forward(step.compute, residual, addend.as_ref())?;
+        let sum = (addend.as_ref(), self.attention.takes());
+        let (residual, normed) = norm.forward(step.compute, residual, sum)?;
         Ok((residual, Some(normed)))
     }
 

@@ -6,7 +6,7 @@ use super::names::WeightNames;
 use super::norm::Norm;
 use super::positions::Positions;
 use crate::config::{DecoderSpec, OutputHead};
-use crate::ops::{self, AttentionPlan, Compute, Matrix, PackedWeight, Replays, RowQuestion};
+use crate::ops::{self, AttentionPlan, Compute, Float, Matrix, PackedWeight, Replays, RowQuestion};
 use crate::weights::{MatrixPart, WeightLoader};
 use crate::{Activations, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, Pulse, StoredDtype};
 
@@ -179,7 +179,7 @@ impl Decoder {
         }
         let residual = ops::sampled_rows(&self.compute, residual, plan)?;
         let addend = addend.map(|addend| ops::sampled_rows(&self.compute, addend, plan)).transpose()?;
-        let (_, normed) = self.final_norm.forward(&self.compute, residual, addend.as_ref())?;
+        let (_, normed) = self.final_norm.forward(&self.compute, residual, (addend.as_ref(), Float::F32))?;
         Ok(Some(normed))
     }
 

@@ -10,7 +10,7 @@ use super::norm::Norm;
 use super::positions::Positions;
 use crate::config::{EncoderSpec, Heads, PipelineSpec};
 use crate::encoder_input::SCRATCH_BLOCK;
-use crate::ops::{AttentionPlan, Compute, OnProcessors};
+use crate::ops::{AttentionPlan, Compute, Float, OnProcessors};
 use crate::weights::{CheckpointFiles, WeightLoader};
 use crate::{Encoder, EncoderInput, KvCache, KvCacheSpec, KvFormat, KvGroup, ModelError, Pulse, Vectors};
 
@@ -90,7 +90,7 @@ impl TextEncoder {
             }
         }
         let hidden = match (&self.final_norm, stream) {
-            (Some(norm), (residual, addend)) => norm.forward(&self.compute, residual, addend.as_ref())?.1,
+            (Some(norm), (residual, addend)) => norm.forward(&self.compute, residual, (addend.as_ref(), Float::F32))?.1,
             (None, stream) => total(&self.compute, stream)?,
         };
         Ok(hidden.into_tensor()?.to_dtype(DType::F32)?)

@@ -2,7 +2,7 @@ use candle_core::Tensor;
 
 use crate::ModelError;
 use crate::config::Bias;
-use crate::ops::{self, Compute, Operand, PackedWeight};
+use crate::ops::{self, Compute, Float, Gate, Matrix, Operand, PackedWeight};
 use crate::weights::{MatrixPart, WeightLoader};
 
 /// `y = x W^T + b`, where `W` may be several matrices of the checkpoint, one below the other.
@@ -37,6 +37,17 @@ impl Linear {
         ops::linear(compute, x, &self.weight, self.bias.as_ref())
     }
 
+    /// `[m, in_features]` to `[m, outputs / 2]`: the first half of the outputs are gates of the others. For `next` alone, which
+    /// may take it in another form than any other op.
+    pub(super) fn forward_gated(
+        &self,
+        compute: &Compute,
+        x: &Matrix,
+        (gate, next): (Gate, &Self),
+    ) -> Result<Matrix, ModelError> {
+        ops::gated_linear(compute, x, (&self.weight, self.bias.as_ref()), (gate, &next.weight))
+    }
+
     /// As [`Self::forward`], with the bias where the next op is to add it.
     pub(super) fn forward_before_bias<M: Operand>(
         &self,
@@ -44,6 +55,11 @@ impl Linear {
         x: &M,
     ) -> Result<(M, Option<&Tensor>), ModelError> {
         ops::linear_before_bias(compute, x, &self.weight, self.bias.as_ref())
+    }
+
+    /// What it takes its rows as without rounding them first.
+    pub(super) fn takes(&self) -> Float {
+        self.weight.takes()
     }
 
     pub(super) fn size_bytes(&self) -> usize {

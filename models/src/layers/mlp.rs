@@ -2,7 +2,7 @@ use super::linear::Linear;
 use super::names::LayerNames;
 use crate::ModelError;
 use crate::config::{Activation, FfnSpec, GateActivation};
-use crate::ops::{self, Compute, Gate, Matrix, Xielu};
+use crate::ops::{self, Compute, Float, Gate, Matrix, Xielu};
 use crate::weights::{MatrixPart, WeightLoader};
 
 /// The feed-forward network of a layer.
@@ -50,9 +50,7 @@ impl Mlp {
     pub(super) fn forward(&self, compute: &Compute, x: &Matrix) -> Result<Matrix, ModelError> {
         match self {
             Self::Gated { gate_up, gate, down } => {
-                let gate_up = gate_up.forward(compute, x)?;
-                let gated = ops::gate_mul(compute, &gate_up, *gate)?;
-                drop(gate_up);
+                let gated = gate_up.forward_gated(compute, x, (*gate, down))?;
                 down.forward(compute, &gated)
             }
             Self::Plain { up, activation, down } => {
@@ -61,6 +59,13 @@ impl Mlp {
                 drop(up);
                 down.forward(compute, &activated)
             }
+        }
+    }
+
+    /// What it takes its rows as without rounding them first.
+    pub(super) fn takes(&self) -> Float {
+        match self {
+            Self::Gated { gate_up: up, .. } | Self::Plain { up, .. } => up.takes(),
         }
     }
 

@@ -3,7 +3,7 @@ use candle_core::Tensor;
 use super::linear::tensor_bytes;
 use crate::ModelError;
 use crate::config::{NormKind, NormSpec, NormWeight};
-use crate::ops::{self, Compute, LayerNormParams, Matrix, Operand, QkNorm};
+use crate::ops::{self, Compute, Float, LayerNormParams, Matrix, Operand, QkNorm};
 use crate::weights::{MatrixPart, WeightLoader};
 
 #[derive(Debug)]
@@ -47,21 +47,25 @@ impl Norm {
         QkNorm { weight: &self.weight, bias: self.bias.as_ref(), eps: self.eps }
     }
 
-    /// The residual stream with `x` added, and its norm; all `[m, hidden]`. Without `x` the stream is normed as it is.
+    /// The residual stream with `x` added, and its norm, in the form that its only reader takes; all `[m, hidden]`. Without
+    /// `x` the stream is normed as it is.
     pub(super) fn forward(
         &self,
         compute: &Compute,
         residual: Matrix,
-        x: Option<&Matrix>,
+        (x, form): (Option<&Matrix>, Float),
     ) -> Result<(Matrix, Matrix), ModelError> {
-        match (x, &self.bias) {
-            (Some(x), None) => ops::add_rms_norm(compute, &residual, x, &self.weight, self.eps),
-            (Some(x), Some(bias)) => ops::add_layer_norm(compute, &residual, x, self.layer_params(bias)),
-            (None, _) => {
-                let normed = self.apply(compute, &residual)?;
-                Ok((residual, normed))
+        let rms = (&self.weight, self.eps);
+        let stream = residual.view();
+        let normed = match (x.map(Matrix::view), &self.bias) {
+            (Some(x), None) => return ops::rms_summed(compute, (stream, x), rms, form),
+            (Some(x), Some(bias)) => {
+                return ops::layer_summed(compute, (stream, x), self.layer_params(bias), form);
             }
-        }
+            (None, None) => ops::rms_normed(compute, stream, rms, form)?,
+            (None, Some(bias)) => ops::layer_normed(compute, stream, self.layer_params(bias), form)?,
+        };
+        Ok((residual, normed))
     }
 
     pub(super) fn size_bytes(&self) -> usize {

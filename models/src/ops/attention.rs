@@ -25,7 +25,7 @@ use std::sync::Arc;
 use candle_core::{D, DType, Tensor};
 
 use super::cpu::workspace::{Buffer, StepSize, Workspace};
-use super::{Compute, KernelSet, Matrix, Op, Operand, PerHead, QueriesView, QueryRows, cpu, int8_row};
+use super::{Compute, Float, KernelSet, Matrix, Op, Operand, PerHead, QueriesView, QueryRows, cpu, int8_row};
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::{KvFormat, ModelError, ModelInput};
 
@@ -273,15 +273,16 @@ pub fn paged_attention<Q: QueryRows>(
     plan: &AttentionPlan<'_>,
     params: &AttentionParams,
 ) -> Result<Q::Attended, ModelError> {
-    Q::Attended::of(attended(compute, q.queries()?, layer, plan, params)?)
+    Q::Attended::of(attended(compute, q.queries()?, layer, (plan, params), Float::F32)?)
 }
 
-fn attended(
+/// The same in the wanted form, where the device has it.
+pub(crate) fn attended(
     compute: &Compute,
     q: QueriesView<'_>,
     layer: &KvLayer,
-    plan: &AttentionPlan<'_>,
-    params: &AttentionParams,
+    (plan, params): (&AttentionPlan<'_>, &AttentionParams),
+    form: Float,
 ) -> Result<Matrix, ModelError> {
     let _timer = compute.time(Op::Attention);
     let QueriesView { num_tokens: m, num_heads, head_dim, .. } = q;
@@ -310,7 +311,7 @@ fn attended(
         KernelSet::Cuda => {
             Ok(super::cuda::attention::paged_attention(compute, q.rows.tensor()?, layer, plan, params)?.into())
         }
-        _ => cpu::attention::paged_attention(compute, q, layer, plan, params),
+        _ => cpu::attention::paged_attention(compute, q, layer, (plan, params), form),
     }
 }
 

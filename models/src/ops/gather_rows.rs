@@ -32,7 +32,7 @@ pub fn sampled_rows(compute: &Compute, x: Matrix, plan: &AttentionPlan<'_>) -> R
         return Ok(x);
     }
     let tensor = match x.view() {
-        MatrixView::Host { num_rows, .. } => {
+        MatrixView::Host { num_rows, .. } | MatrixView::Rounded { num_rows, .. } => {
             let _timer = compute.time(Op::GatherRows);
             check(rows, num_rows)?;
             return cpu::gather_rows::gather_rows(compute, x.view(), rows);

@@ -9,7 +9,7 @@ const LARGEST: f32 = 127.0;
 const ROUNDING: f32 = (3 << 22) as f32;
 
 /// How one row is rounded.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Int8Row {
     scale: f32,
     inverse: f32,
@@ -17,6 +17,7 @@ pub(crate) struct Int8Row {
 
 impl Int8Row {
     /// A row with an element that is not finite becomes one without a number in it.
+    #[inline(always)]
     pub(crate) fn of(row: &[f32]) -> Self {
         // As integers, magnitudes are in their order, and whatever is no number comes after them.
         let largest = row.iter().map(|value| value.abs().to_bits()).fold(0, u32::max);
@@ -26,6 +27,7 @@ impl Int8Row {
         Self { scale: if scale.is_infinite() { f32::NAN } else { scale }, inverse }
     }
 
+    #[inline(always)]
     pub(crate) fn scale(self) -> f32 {
         self.scale
     }

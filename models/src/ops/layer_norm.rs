@@ -6,7 +6,7 @@ use candle_core::{D, Tensor};
 
 use super::cpu::norm::NormWeights;
 use super::norm::{check_residual, check_width};
-use super::{Compute, KernelSet, Matrix, MatrixView, Op, Operand, cpu};
+use super::{Compute, Float, KernelSet, Matrix, MatrixView, Op, Operand, cpu};
 use crate::ModelError;
 
 /// What a layer norm has learned: `weight [width] f32` and `bias [width] f32`.
@@ -19,17 +19,23 @@ pub struct LayerNormParams<'a> {
 
 /// Normalises each row of `x [m, width] f32`: `[m, width] f32`.
 pub fn layer_norm<M: Operand>(compute: &Compute, x: &M, params: LayerNormParams<'_>) -> Result<M, ModelError> {
-    M::of(normed(compute, x.view(), params)?)
+    M::of(layer_normed(compute, x.view(), params, Float::F32)?)
 }
 
-fn normed(compute: &Compute, x: MatrixView<'_>, params: LayerNormParams<'_>) -> Result<Matrix, ModelError> {
+/// The same in the wanted form, where the device has it.
+pub(crate) fn layer_normed(
+    compute: &Compute,
+    x: MatrixView<'_>,
+    params: LayerNormParams<'_>,
+    form: Float,
+) -> Result<Matrix, ModelError> {
     let _timer = compute.time(Op::Norm);
     params.check(x)?;
     match compute.kernels() {
         KernelSet::Reference => Ok(reference(x.tensor()?, params)?.into()),
         #[cfg(feature = "cuda")]
         KernelSet::Cuda => Ok(super::cuda::elementwise::norm(compute, x.tensor()?, &params.into())?.into()),
-        _ => cpu::norm::norm(compute, x, &params.into()),
+        _ => cpu::norm::norm(compute, x, &params.into(), form),
     }
 }
 
@@ -40,14 +46,16 @@ pub fn add_layer_norm<M: Operand>(
     x: &M,
     params: LayerNormParams<'_>,
 ) -> Result<(M, M), ModelError> {
-    let (sum, normed) = summed(compute, (residual.view(), x.view()), params)?;
+    let (sum, normed) = layer_summed(compute, (residual.view(), x.view()), params, Float::F32)?;
     Ok((M::of(sum)?, M::of(normed)?))
 }
 
-fn summed(
+/// The same with the norm in the wanted form, where the device has it.
+pub(crate) fn layer_summed(
     compute: &Compute,
     (residual, x): (MatrixView<'_>, MatrixView<'_>),
     params: LayerNormParams<'_>,
+    form: Float,
 ) -> Result<(Matrix, Matrix), ModelError> {
     let _timer = compute.time(Op::Norm);
     params.check(x)?;
@@ -64,7 +72,7 @@ fn summed(
             let (sum, normed) = super::cuda::elementwise::add_norm(compute, residual, x, &params.into())?;
             Ok((sum.into(), normed.into()))
         }
-        _ => cpu::norm::add_norm(compute, residual, x, &params.into()),
+        _ => cpu::norm::add_norm(compute, (residual, x), &params.into(), form),
     }
 }
 

@@ -18,7 +18,7 @@
 use candle_core::{D, DType, Tensor};
 
 use super::cpu::packed::PackedPart;
-use super::{Compute, KernelSet, Matrix, MatrixView, Op, Operand, blocks, cpu};
+use super::{Compute, Float, Gate, KernelSet, Matrix, MatrixView, Op, Operand, blocks, cpu, gate_mul};
 use crate::{ModelError, StoredDtype};
 
 /// A weight matrix `[out_features, in_features]`, packed once, at load, for the device's bodies. Rows may differ in their
@@ -38,13 +38,17 @@ pub struct WeightPart<'a> {
     pub bytes: &'a [u8],
 }
 
-/// Bytes of [`blocks::UNIT`] activations as products take them, beside what they are rounded from; 0 where they are not
-/// rounded, and where the device does it on its way.
+/// How products take activations, in bytes of [`blocks::UNIT`] of them; 0 where they are not rounded, and where the device does
+/// it on its way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct RoundedUnit {
     pub(crate) element_bytes: usize,
     /// What is known of the elements together, their scale for one.
     pub(crate) facts_bytes: usize,
+    /// Whether the ops before products hand them on so, instead of in f32.
+    pub(crate) is_handed_on: bool,
+    /// Whether gates, and what they are multiplied with, go no further than a cache.
+    pub(crate) gates_stay: bool,
 }
 
 /// Told which bytes of a [`WeightPart`] were read.
@@ -140,6 +144,29 @@ impl PackedWeight {
         }
     }
 
+    /// What a product takes its rows as without rounding them first.
+    pub(crate) fn takes(&self) -> Float {
+        match &self.storage {
+            WeightStorage::Packed(parts) => cpu::inputs::takes(parts),
+            _ => Float::F32,
+        }
+    }
+
+    /// The rows of `x`. Errors when it does not fit, or the bias does not.
+    fn check(&self, x: MatrixView<'_>, bias: Option<&Tensor>) -> Result<usize, ModelError> {
+        let (m, k) = x.dims2()?;
+        if k != self.in_features {
+            return Err(ModelError::Input(format!("rows of {k} for a weight of {} inputs", self.in_features)));
+        }
+        if let Some(bias) = bias
+            && bias.dims() != [self.out_features]
+        {
+            let (shape, n) = (bias.dims(), self.out_features);
+            return Err(ModelError::Input(format!("a bias of shape {shape:?} for {n} outputs")));
+        }
+        Ok(m)
+    }
+
     pub(super) fn storage(&self) -> &WeightStorage {
         &self.storage
     }
@@ -167,16 +194,7 @@ fn product(
     bias: Option<&Tensor>,
 ) -> Result<Matrix, ModelError> {
     let _timer = compute.time(Op::Linear);
-    let (m, k) = x.dims2()?;
-    if k != weight.in_features {
-        return Err(ModelError::Input(format!("rows of {k} for a weight of {} inputs", weight.in_features)));
-    }
-    if let Some(bias) = bias
-        && bias.dims() != [weight.out_features]
-    {
-        let (shape, n) = (bias.dims(), weight.out_features);
-        return Err(ModelError::Input(format!("a bias of shape {shape:?} for {n} outputs")));
-    }
+    let m = weight.check(x, bias)?;
     match &weight.storage {
         WeightStorage::Packed(parts) if m > 0 => cpu::linear::linear(compute, x, (parts, weight.out_features), bias),
         WeightStorage::Packed(_) => Ok(Tensor::zeros((0, weight.out_features), DType::F32, compute.device())?.into()),
@@ -190,6 +208,25 @@ fn product(
         }
         WeightStorage::Tensor(tensor) => Ok(reference(x.tensor()?, tensor, bias)?.into()),
     }
+}
+
+/// [`super::gate_mul`] of the product, whose outputs are gates first: `[m, out_features / 2] f32`, or as `next` takes it, of
+/// which it would make the same. On the CPU gates and what they let through go no further than a cache.
+pub(crate) fn gated_linear(
+    compute: &Compute,
+    x: &Matrix,
+    (weight, bias): (&PackedWeight, Option<&Tensor>),
+    (gate, next): (Gate, &PackedWeight),
+) -> Result<Matrix, ModelError> {
+    if let WeightStorage::Packed(parts) = &weight.storage
+        && cpu::linear::gates(parts, weight.out_features)
+        && weight.check(x.view(), bias)? > 0
+    {
+        let _timer = compute.time(Op::Linear);
+        let halves = (&parts[0], weight.out_features / 2);
+        return cpu::linear::gated_linear(compute, x.view(), halves, (bias, gate, next.takes()));
+    }
+    gate_mul(compute, &linear(compute, x, weight, bias)?, gate)
 }
 
 /// As [`linear`], for a caller whose next op adds a bias on its way: on a GPU the bias is given back instead of added.

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use half::bf16;
 
+use super::cpu::row_stride::row_stride;
 use super::cpu::workspace::{Buffer, Workspace};
 use crate::ModelError;
 
-/// Activations, `[num_rows, width]`: f32 in host memory that the steps of a model use in turns, or a tensor for bodies that
-/// work on tensors.
+/// Activations, `[num_rows, width]`: f32 in host memory that the steps of a model use in turns, the same as a product takes
+/// them, or a tensor for bodies that work on tensors.
 #[derive(Debug)]
 pub struct Matrix {
     held: Held,
@@ -19,13 +21,24 @@ pub struct Matrix {
 #[derive(Debug)]
 enum Held {
     Host(Buffer<f32>),
+    Rounded(Buffer<bf16>),
     Tensor(Tensor),
 }
 
 /// A matrix as an op reads it.
 #[derive(Debug, Clone, Copy)]
 pub enum MatrixView<'a> {
-    Host { values: &'a [f32], num_rows: usize, width: usize },
+    Host {
+        values: &'a [f32],
+        num_rows: usize,
+        width: usize,
+    },
+    /// For a product with weights that meet bf16, and nobody else; rows are [`row_stride`] apart.
+    Rounded {
+        values: &'a [bf16],
+        num_rows: usize,
+        width: usize,
+    },
     Tensor(&'a Tensor),
 }
 
@@ -43,6 +56,12 @@ impl Matrix {
         Self { held: Held::Host(values), num_rows, width }
     }
 
+    /// What a product with weights that meet bf16 would round anyway, in rows [`row_stride`] apart.
+    pub(super) fn rounded(values: Buffer<bf16>, num_rows: usize, width: usize) -> Self {
+        debug_assert_eq!(values.len(), num_rows * row_stride::<bf16>(width), "whole rows");
+        Self { held: Held::Rounded(values), num_rows, width }
+    }
+
     /// No row.
     pub(crate) fn none(width: usize) -> Self {
         Self::host(Arc::<Workspace>::default().copy_of(std::iter::empty()), 0, width)
@@ -58,10 +77,9 @@ impl Matrix {
 
     /// The matrix as a tensor, which is a copy where it was none.
     pub fn into_tensor(self) -> Result<Tensor, ModelError> {
-        let shape = (self.num_rows, self.width);
         match self.held {
-            Held::Host(values) => Ok(Tensor::from_slice(&values, shape, &Device::Cpu)?),
             Held::Tensor(tensor) => Ok(tensor),
+            _ => self.to_tensor(),
         }
     }
 
@@ -74,7 +92,7 @@ impl Matrix {
     pub(crate) fn into_host(self) -> Result<Buffer<f32>, Self> {
         match self.held {
             Held::Host(values) => Ok(values),
-            Held::Tensor(_) => Err(self),
+            Held::Rounded(_) | Held::Tensor(_) => Err(self),
         }
     }
 }
@@ -94,7 +112,7 @@ impl<'a> MatrixView<'a> {
     /// Errors when it is a tensor of another rank.
     pub(super) fn dims2(self) -> Result<(usize, usize), ModelError> {
         match self {
-            Self::Host { num_rows, width, .. } => Ok((num_rows, width)),
+            Self::Host { num_rows, width, .. } | Self::Rounded { num_rows, width, .. } => Ok((num_rows, width)),
             Self::Tensor(tensor) => Ok(tensor.dims2()?),
         }
     }
@@ -103,7 +121,7 @@ impl<'a> MatrixView<'a> {
     pub(super) fn tensor(self) -> Result<&'a Tensor, ModelError> {
         match self {
             Self::Tensor(tensor) => Ok(tensor),
-            Self::Host { .. } => {
+            Self::Host { .. } | Self::Rounded { .. } => {
                 Err(ModelError::Input("activations in host memory where a tensor is worked on".into()))
             }
         }
@@ -112,6 +130,10 @@ impl<'a> MatrixView<'a> {
     fn to_tensor(self) -> Result<Tensor, ModelError> {
         match self {
             Self::Host { values, num_rows, width } => Ok(Tensor::from_slice(values, (num_rows, width), &Device::Cpu)?),
+            Self::Rounded { values, num_rows, width } => {
+                let rows = Tensor::from_slice(values, (num_rows, row_stride::<bf16>(width)), &Device::Cpu)?;
+                Ok(rows.narrow(1, 0, width)?.to_dtype(DType::F32)?)
+            }
             Self::Tensor(tensor) => Ok(tensor.clone()),
         }
     }
@@ -121,6 +143,7 @@ impl Operand for Matrix {
     fn view(&self) -> MatrixView<'_> {
         match &self.held {
             Held::Host(values) => MatrixView::Host { values, num_rows: self.num_rows, width: self.width },
+            Held::Rounded(values) => MatrixView::Rounded { values, num_rows: self.num_rows, width: self.width },
             Held::Tensor(tensor) => MatrixView::Tensor(tensor),
         }
     }

@@ -7,7 +7,7 @@
 use candle_core::{D, Tensor};
 
 use super::cpu::norm::NormWeights;
-use super::{Compute, KernelSet, Matrix, MatrixView, Op, Operand, cpu};
+use super::{Compute, Float, KernelSet, Matrix, MatrixView, Op, Operand, cpu};
 use crate::ModelError;
 
 /// Normalises each group of `width` elements of each row of `x [m, groups * width] f32` with `weight [width] f32`:
@@ -15,10 +15,16 @@ use crate::ModelError;
 ///
 /// The rows of `x` may be strided without cost.
 pub fn rms_norm<M: Operand>(compute: &Compute, x: &M, weight: &Tensor, eps: f32) -> Result<M, ModelError> {
-    M::of(normed(compute, x.view(), weight, eps)?)
+    M::of(rms_normed(compute, x.view(), (weight, eps), Float::F32)?)
 }
 
-fn normed(compute: &Compute, x: MatrixView<'_>, weight: &Tensor, eps: f32) -> Result<Matrix, ModelError> {
+/// The same in the wanted form, where the device has it.
+pub(crate) fn rms_normed(
+    compute: &Compute,
+    x: MatrixView<'_>,
+    (weight, eps): (&Tensor, f32),
+    form: Float,
+) -> Result<Matrix, ModelError> {
     let _timer = compute.time(Op::Norm);
     let (m, row) = x.dims2()?;
     let width = weight.dims1()?;
@@ -36,7 +42,7 @@ fn normed(compute: &Compute, x: MatrixView<'_>, weight: &Tensor, eps: f32) -> Re
             let weights = NormWeights { weight, bias: None, eps };
             Ok(super::cuda::elementwise::norm(compute, x.tensor()?, &weights)?.into())
         }
-        _ => cpu::norm::norm(compute, x, &NormWeights { weight, bias: None, eps }),
+        _ => cpu::norm::norm(compute, x, &NormWeights { weight, bias: None, eps }, form),
     }
 }
 
@@ -48,15 +54,16 @@ pub fn add_rms_norm<M: Operand>(
     weight: &Tensor,
     eps: f32,
 ) -> Result<(M, M), ModelError> {
-    let (sum, normed) = summed(compute, (residual.view(), x.view()), weight, eps)?;
+    let (sum, normed) = rms_summed(compute, (residual.view(), x.view()), (weight, eps), Float::F32)?;
     Ok((M::of(sum)?, M::of(normed)?))
 }
 
-fn summed(
+/// The same with the norm in the wanted form, where the device has it.
+pub(crate) fn rms_summed(
     compute: &Compute,
     (residual, x): (MatrixView<'_>, MatrixView<'_>),
-    weight: &Tensor,
-    eps: f32,
+    (weight, eps): (&Tensor, f32),
+    form: Float,
 ) -> Result<(Matrix, Matrix), ModelError> {
     let _timer = compute.time(Op::Norm);
     check_width(x, weight)?;
@@ -73,7 +80,7 @@ fn summed(
             let (sum, normed) = super::cuda::elementwise::add_norm(compute, residual, x, &weights)?;
             Ok((sum.into(), normed.into()))
         }
-        _ => cpu::norm::add_norm(compute, residual, x, &NormWeights { weight, bias: None, eps }),
+        _ => cpu::norm::add_norm(compute, (residual, x), &NormWeights { weight, bias: None, eps }, form),
     }
 }
 

@@ -24,7 +24,8 @@ use candle_core::{CpuStorage, Storage};
 use super::buffer::Plain;
 use super::cache_element::signed;
 use super::instructions::Instructions;
-use super::launch::{Kernel, Output};
+use super::launch::Kernel;
+use super::new_rows::{NewRows, RowOutput, STRETCH};
 use super::vector::Vector;
 use super::view::Rows;
 use crate::ModelError;
@@ -43,12 +44,12 @@ pub(crate) fn paged_attention(
     compute: &Compute,
     q: QueriesView<'_>,
     layer: &KvLayer,
-    plan: &AttentionPlan<'_>,
-    params: &AttentionParams,
+    (plan, params): (&AttentionPlan<'_>, &AttentionParams),
+    form: Float,
 ) -> Result<Matrix, ModelError> {
-    let (num_tokens, num_heads, width) = (q.num_tokens, q.num_heads, q.num_heads * q.head_dim);
+    let num_heads = q.num_heads;
+    let mut out = NewRows::new(compute, form, (q.num_tokens, num_heads * q.head_dim));
     let q = Rows::of(q.rows)?;
-    let mut out = compute.workspace().unwritten(num_tokens * width);
     let step = Step { compute, q: &q, num_heads, layer, plan, params, out: out.output(), heads_at_once: 1 };
     let (k_storage, k_layout) = layer.k.storage_and_layout();
     let (v_storage, v_layout) = layer.v.storage_and_layout();
@@ -72,8 +73,7 @@ pub(crate) fn paged_attention(
         _ => return Err(ModelError::Input("a KV cache of none of its formats in host memory".into())),
     }
     // SAFETY: every token is of one chunk, and every head of one group; their task has written them.
-    let out = unsafe { out.written() };
-    Ok(Matrix::host(out, num_tokens, width))
+    Ok(unsafe { out.written() })
 }
 
 struct Attention<'a, E> {
@@ -90,7 +90,8 @@ struct Step<'a> {
     layer: &'a KvLayer,
     plan: &'a AttentionPlan<'a>,
     params: &'a AttentionParams,
-    out: Output<f32>,
+    /// `[num_tokens, num_heads * head_dim]`
+    out: RowOutput,
     /// K/V heads in a task of a token alone.
     heads_at_once: usize,
 }
@@ -143,8 +144,8 @@ impl<E: Cached> Kernel for Attention<'_, E> {
             }
         }
         for (index, kv_head) in work.kv_heads.enumerate() {
-            // SAFETY: nobody else holds these sums.
-            self.finish((work.chunk, kv_head), &unsafe { total.head(index) });
+            // SAFETY: nobody else holds these sums, nor the outputs; passed on.
+            unsafe { self.finish::<I::Vector>((work.chunk, kv_head), &total.head(index)) };
         }
     }
 }
@@ -269,17 +270,23 @@ impl<E: Cached> Attention<'_, E> {
         HeadStates { numbers, len, weights_start, sums }
     }
 
+    /// # Safety
+    /// Nobody else may hold the outputs of this head's queries; the CPU must have `V`'s instructions.
     #[inline(always)]
-    fn finish(&self, (chunk, kv_head): (RowChunk, usize), sums: &RowSums<'_>) {
+    unsafe fn finish<V: Vector>(&self, (chunk, kv_head): (RowChunk, usize), sums: &RowSums<'_>) {
         let (group, head_dim, padded) = (self.group(), self.layer.head_dim(), self.layer.padded_head_dim());
+        let mut numbers = [0.0; STRETCH];
         for row in 0..chunk.num_rows * group {
             let query_head = kv_head * group + row % group;
-            let start = ((chunk.first_row + row / group) * self.num_heads + query_head) * head_dim;
-            // SAFETY: this token's query head, which belongs to this task alone.
-            let out = unsafe { self.out.part(start, head_dim) };
             let factor = self.factor_of_sums(query_head, (sums.max[row], sums.sum[row]));
-            for (out, sum) in out.iter_mut().zip(&sums.out[row * padded..]) {
-                *out = sum * factor;
+            for (index, sums) in sums.out[row * padded..][..head_dim].chunks(STRETCH).enumerate() {
+                let numbers = &mut numbers[..sums.len()];
+                for (number, sum) in numbers.iter_mut().zip(sums) {
+                    *number = sum * factor;
+                }
+                let place = (chunk.first_row + row / group, query_head * head_dim + index * STRETCH);
+                // SAFETY: passed on.
+                unsafe { self.out.write::<V>(place, numbers) };
             }
         }
     }

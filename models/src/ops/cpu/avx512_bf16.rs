@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::avx2::Ymm;
-use super::avx512::{Zmm, ZmmPairs};
+use super::avx512::{Zmm, ZmmPairs, align_stack};
 use super::instructions::{Instructions, Piece};
 use super::launch::Kernel;
 
@@ -20,7 +20,10 @@ impl Instructions for Avx512Bf16 {
 
     const TILE_ROWS: usize = 12;
     const TILE_SUMS: usize = 24;
-    const PIECE_BYTES: usize = 64 * 1024;
+    // Processors that have it have a megabyte at least in the second-level cache, which is fast enough for both factors:
+    // sums leave their registers seldom.
+    const PIECE_BYTES: usize = 192 * 1024;
+    const STAYING_BYTES: usize = 512 * 1024;
     const INTEGER_ROWS: usize = 10;
     const INTEGER_SUMS: usize = 8;
 
@@ -46,6 +49,7 @@ impl Instructions for Avx512Bf16 {
 /// The CPU must have all that is enabled here; and [`Kernel::run`]'s conditions hold.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 pub(super) unsafe fn run<K: Kernel>(kernel: &K, task: usize) {
+    align_stack();
     // SAFETY: this function's own conditions.
     unsafe { kernel.run::<Avx512Bf16>(task) }
 }
@@ -55,6 +59,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: &K, task: usize) {
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 unsafe fn apart(piece: impl Piece) {
+    align_stack();
     // SAFETY: this function's own conditions.
     unsafe { piece.run::<Avx512Bf16>() }
 }

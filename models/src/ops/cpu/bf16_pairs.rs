@@ -16,6 +16,25 @@ use super::panels::PANEL;
 #[repr(transparent)]
 pub(super) struct Bf16Pair(pub(super) [bf16; 2]);
 
+/// Rows of an even number of elements.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PairRows<'a> {
+    pub(super) pairs: &'a [Bf16Pair],
+    pub(super) num_rows: usize,
+    /// From one to the next, in pairs.
+    pub(super) stride: usize,
+}
+
+impl Bf16Pair {
+    /// An even number of elements.
+    pub(super) fn all_of(values: &[bf16]) -> &[Self] {
+        let (pairs, rest) = values.as_chunks::<2>();
+        assert!(rest.is_empty(), "elements in pairs");
+        // SAFETY: a pair is two elements and nothing else.
+        unsafe { std::slice::from_raw_parts(pairs.as_ptr().cast(), pairs.len()) }
+    }
+}
+
 /// Two 16-bit lanes for each sum of a panel.
 pub(super) type PairsOf<I> = <<I as Instructions>::Panel as Lanes>::Pairs;
 

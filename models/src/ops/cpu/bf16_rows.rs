@@ -4,38 +4,43 @@
 
 use half::bf16;
 
-use super::bf16_pairs::Bf16Pair;
+use super::bf16_pairs::{Bf16Pair, PairRows};
 use super::instructions::Instructions;
 use super::launch::{Kernel, Output, launch, split_rows};
+use super::row_stride::row_stride;
 use super::view::Rows;
 use super::workspace::Buffer;
 use crate::ops::Compute;
 
-/// Rows of an even number of elements.
+/// Rows of an even number of elements, [`row_stride`] apart.
 pub(super) struct Bf16Rows {
-    pub(super) pairs: Buffer<Bf16Pair>,
-    pub(super) num_rows: usize,
+    pairs: Buffer<Bf16Pair>,
+    num_rows: usize,
     /// In pairs.
-    pub(super) width: usize,
+    stride: usize,
 }
 
 impl Bf16Rows {
     /// The width of `x` is even.
     pub(super) fn new(compute: &Compute, x: &Rows<'_>) -> Self {
-        let width = x.width / 2;
-        let mut pairs = compute.workspace().unwritten(x.num_rows * width);
+        let stride = row_stride::<Bf16Pair>(x.width / 2);
+        let mut pairs = compute.workspace().unwritten(x.num_rows * stride);
         let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
-        launch(compute, num_tasks, &Round { x, rows_per_task, width, pairs: pairs.output() });
-        // SAFETY: each row belongs to a task, which has written all of it.
+        launch(compute, num_tasks, &Round { x, rows_per_task, stride, pairs: pairs.output() });
+        // SAFETY: each row belongs to a task, which has written all of it, and what is behind it.
         let pairs = unsafe { pairs.written() };
-        Self { pairs, num_rows: x.num_rows, width }
+        Self { pairs, num_rows: x.num_rows, stride }
+    }
+
+    pub(super) fn pairs(&self) -> PairRows<'_> {
+        PairRows { pairs: &self.pairs, num_rows: self.num_rows, stride: self.stride }
     }
 }
 
 struct Round<'a> {
     x: &'a Rows<'a>,
     rows_per_task: usize,
-    width: usize,
+    stride: usize,
     pairs: Output<Bf16Pair>,
 }
 
@@ -45,7 +50,9 @@ impl Kernel for Round<'_> {
         let first = task * self.rows_per_task;
         for row in first..(first + self.rows_per_task).min(self.x.num_rows) {
             // SAFETY: each row belongs to one task.
-            let pairs = unsafe { self.pairs.part(row * self.width, self.width) };
+            let pairs = unsafe { self.pairs.part(row * self.stride, self.stride) };
+            let (pairs, behind) = pairs.split_at_mut(self.x.width / 2);
+            behind.fill(Bf16Pair([bf16::ZERO; 2]));
             for (to, from) in pairs.iter_mut().zip(self.x.row(row).as_chunks::<2>().0) {
                 *to = Bf16Pair([rounded(from[0]), rounded(from[1])]);
             }

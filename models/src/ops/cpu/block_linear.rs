@@ -392,10 +392,10 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
         let x = &self.linear.x;
         // SAFETY: inside the rows, for which the caller vouches.
         unsafe {
-            let inputs = x.elements.as_ptr().add(self.row * x.width + first);
+            let inputs = x.elements.as_ptr().add(self.row * x.stride + first);
             for (part, factors) in A::factors(quants).into_iter().enumerate().take(A::PARTS) {
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let part = inputs.add(row * x.width).cast::<i32>().add(part);
+                    let part = inputs.add(row * x.stride).cast::<i32>().add(part);
                     sums[panel] = A::dot((factors, F::BITS), part, sums[panel]);
                 }
             }

@@ -36,20 +36,29 @@ impl Kernel for GateMul<'_> {
         for row in first..(first + self.rows_per_task).min(self.gate_up.num_rows) {
             let halves = self.gate_up.row(row).split_at(width);
             // SAFETY: a row of this task; the launch vouches for the instructions.
-            unsafe {
-                let out = self.out.part(row * width, width);
-                match self.gate {
-                    Gate::Silu => each::<I::Vector, _>(halves, out, Silu),
-                    Gate::GeluErf => each::<I::Vector, _>(halves, out, GeluErf),
-                    Gate::GeluTanh => each::<I::Vector, _>(halves, out, GeluTanh),
-                }
-            }
+            unsafe { gated::<I::Vector>(self.gate, halves, self.out.part(row * width, width)) }
+        }
+    }
+}
+
+/// `activation(gate) * up` of each element.
+///
+/// # Safety
+/// Three slices of the same length; the CPU must have `V`'s instructions.
+#[inline(always)]
+pub(super) unsafe fn gated<V: Vector>(gate: Gate, halves: (&[f32], &[f32]), out: &mut [f32]) {
+    // SAFETY: passed on.
+    unsafe {
+        match gate {
+            Gate::Silu => each::<V, _>(halves, out, Silu),
+            Gate::GeluErf => each::<V, _>(halves, out, GeluErf),
+            Gate::GeluTanh => each::<V, _>(halves, out, GeluTanh),
         }
     }
 }
 
 /// # Safety
-/// Three slices of the same length; the CPU must have `V`'s instructions.
+/// As [`gated`].
 #[inline(always)]
 unsafe fn each<V: Vector, C: Curve>((gate, up): (&[f32], &[f32]), out: &mut [f32], curve: C) {
     let ((gates, last_gate), (ups, last_up)) = (gate.as_chunks::<LANES>(), up.as_chunks::<LANES>());
@@ -57,15 +66,15 @@ unsafe fn each<V: Vector, C: Curve>((gate, up): (&[f32], &[f32]), out: &mut [f32
     // SAFETY: eight elements each; the caller has the instructions.
     unsafe {
         for (out, (gate, up)) in outs.iter_mut().zip(gates.iter().zip(ups)) {
-            gated::<V, C>(gate, up, curve).store(out.as_mut_ptr());
+            eight::<V, C>(gate, up, curve).store(out.as_mut_ptr());
         }
-        let last = gated::<V, C>(&padded(last_gate), &padded(last_up), curve).to_array();
+        let last = eight::<V, C>(&padded(last_gate), &padded(last_up), curve).to_array();
         last_out.copy_from_slice(&last[..last_gate.len()]);
     }
 }
 
 #[inline(always)]
-unsafe fn gated<V: Vector, C: Curve>(gate: &[f32; LANES], up: &[f32; LANES], curve: C) -> V {
+unsafe fn eight<V: Vector, C: Curve>(gate: &[f32; LANES], up: &[f32; LANES], curve: C) -> V {
     // SAFETY: passed on.
     unsafe { curve.at(V::load(gate.as_ptr())).mul(V::load(up.as_ptr())) }
 }

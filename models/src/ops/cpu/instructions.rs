@@ -20,6 +20,8 @@ pub(super) trait Instructions: Sized {
     /// Bytes of the panels' pieces when `k` is cut: half of a usual first-level cache, or more where a weight on its way
     /// from the second-level one is used by enough rows.
     const PIECE_BYTES: usize = 16 * 1024;
+    /// Bytes of the rows of a task that stay in the second-level cache while all of `k` passes: half of a usual one.
+    const STAYING_BYTES: usize = 256 * 1024;
     /// Steps of `k` that the inner loop of a product of floats takes at a time. Several spare it arithmetic on addresses, which
     /// shares its ports with the products where these are narrow.
     const TILE_STEPS: usize = 1;

@@ -4,6 +4,7 @@
 
 use half::{bf16, f16};
 
+use super::bf16_rows::rounded;
 use super::buffer::Plain;
 use super::pairs::Pairs;
 
@@ -146,6 +147,6 @@ macro_rules! element {
     };
 }
 element!(f32, load, std::convert::identity, std::convert::identity);
-element!(bf16, load_bf16, bf16::to_f32, bf16::from_f32);
+element!(bf16, load_bf16, bf16::to_f32, rounded);
 element!(f16, load_f16, f16::to_f32, f16::from_f32);
 element!(i8, load_i8, f32::from, |value: f32| value.round_ties_even() as i8);

@@ -14,8 +14,11 @@ use candle_core::Tensor;
 use super::best_of_rows::{BestOfRows, KeptRows};
 use super::bf16_rows::Bf16Rows;
 use super::block_linear;
+use super::gated_rows::GatedRows;
+use super::inputs::{FactorRows, Inputs};
 use super::instructions::{Instructions, Piece};
 use super::lanes::Lanes;
+use super::new_rows::NewRows;
 use super::packed::PackedPart;
 use super::panels::{PANEL, PanelData, Panels};
 use super::product::{Part, Product, Sink, Tasks};
@@ -23,7 +26,7 @@ use super::rounded_rows::RoundedRows;
 use super::target::Target;
 use super::tile::{self, Factors, Weight, with_rows};
 use super::view::Rows;
-use crate::ops::{Compute, Matrix, MatrixView};
+use crate::ops::{Compute, Float, Gate, Matrix, MatrixView};
 use crate::{ActivationDtype, ModelError};
 
 /// Rows of one task: a whole number of tiles of any instructions. With a piece of `k` they fit in the second-level cache.
@@ -31,9 +34,6 @@ const TASK_ROWS: usize = 72;
 
 /// Rows for which reading a weight takes about as long as using it.
 const ROWS_OF_A_READ: usize = 6;
-
-/// Bytes of the rows of a task that stay in the cache while all of `k` passes: half of a usual second-level cache.
-const STAYING_BYTES: usize = 256 * 1024;
 
 /// Tasks per thread, so that threads that start late or lose their core are helped out.
 const TASKS_PER_THREAD: usize = 8;
@@ -55,15 +55,39 @@ pub(crate) fn linear(
     (parts, out_features): (&[PackedPart], usize),
     bias: Option<&Tensor>,
 ) -> Result<Matrix, ModelError> {
-    let x = Rows::of(x)?;
+    let x = Inputs::of(x, parts)?;
     let bias = bias.map(Rows::vector).transpose()?;
-    let len = x.num_rows.checked_mul(out_features).expect("fewer outputs than there are addresses");
+    let len = x.num_rows().checked_mul(out_features).expect("fewer outputs than there are addresses");
     let mut y = compute.workspace().unwritten(len);
     let bias = bias.as_ref().map(Rows::as_slice);
     multiply(compute, &x, (parts, out_features), &mut Sink::Rows { y: &y.output(), stride: out_features, bias });
     // SAFETY: the parts have all columns between them, and their tasks have written all rows.
     let y = unsafe { y.written() };
-    Ok(Matrix::host(y, x.num_rows, out_features))
+    Ok(Matrix::host(y, x.num_rows(), out_features))
+}
+
+/// Of a weight in one part, whose outputs are gates and as many that they are multiplied with; both are whole panels. What
+/// comes of them is given as `next` takes it.
+pub(crate) fn gated_linear(
+    compute: &Compute,
+    x: MatrixView<'_>,
+    (part, width): (&PackedPart, usize),
+    (bias, gate, next): (Option<&Tensor>, Gate, Float),
+) -> Result<Matrix, ModelError> {
+    let parts = std::slice::from_ref(part);
+    let x = Inputs::of(x, parts)?;
+    let bias = bias.map(Rows::vector).transpose()?;
+    let bias = bias.as_ref().map(Rows::as_slice);
+    let mut y = NewRows::new(compute, next, (x.num_rows(), width));
+    let rows = GatedRows { gate, width, bias, out: y.output() };
+    multiply(compute, &x, (parts, 2 * width), &mut Sink::Gated(&rows));
+    // SAFETY: the part has all columns, and its tasks have written all rows.
+    Ok(unsafe { y.written() })
+}
+
+/// Whether [`gated_linear`] has a body for a weight of these outputs.
+pub(crate) fn gates(parts: &[PackedPart], out_features: usize) -> bool {
+    parts.len() == 1 && out_features.is_multiple_of(2 * PANEL)
 }
 
 /// What is wanted of the rows of the same product: `best` as [`BestOfRows::new`] has it, one for each row.
@@ -73,8 +97,8 @@ pub(crate) fn best_of_linear(
     (parts, out_features): (&[PackedPart], usize),
     best: impl ExactSizeIterator<Item = Option<usize>>,
 ) -> Result<KeptRows, ModelError> {
-    let x = Rows::of(x)?;
-    assert_eq!(x.num_rows, best.len(), "something is wanted of each row");
+    let x = Inputs::of(x, parts)?;
+    assert_eq!(x.num_rows(), best.len(), "something is wanted of each row");
     let most_runs = (compute.num_threads() * TASKS_PER_THREAD).min(out_features.div_ceil(PANEL));
     let mut wanted = BestOfRows::new(compute.workspace(), (out_features, most_runs), best);
     multiply(compute, &x, (parts, out_features), &mut Sink::Best(&mut wanted));
@@ -82,26 +106,31 @@ pub(crate) fn best_of_linear(
     Ok(unsafe { wanted.finish() })
 }
 
-fn multiply(compute: &Compute, x: &Rows<'_>, (parts, out_features): (&[PackedPart], usize), sink: &mut Sink<'_>) {
+fn multiply(compute: &Compute, x: &Inputs<'_>, (parts, out_features): (&[PackedPart], usize), sink: &mut Sink<'_>) {
     let (mut rounded, mut rounded_to_bytes, mut pairs) = (None, None, None);
     let mut first_column = 0;
     for part in parts {
         match part {
-            PackedPart::Floats(panels) => {
-                let floats = FactorRows { values: x.as_slice(), stride: x.stride(), num_rows: x.num_rows };
-                match &panels.data {
-                    PanelData::F32(data) => dense(compute, (floats, panels, data.as_slice()), (sink, first_column)),
-                    PanelData::F16(data) => dense(compute, (floats, panels, data.as_slice()), (sink, first_column)),
-                    PanelData::Bf16(data) => dense(compute, (floats, panels, data.as_slice()), (sink, first_column)),
-                    PanelData::Bf16Pairs(data) => {
-                        let x: &Bf16Rows = pairs.get_or_insert_with(|| Bf16Rows::new(compute, x));
-                        let pairs = FactorRows { values: &x.pairs[..], stride: x.width, num_rows: x.num_rows };
-                        dense(compute, (pairs, panels, data.as_slice()), (sink, first_column));
-                    }
+            PackedPart::Floats(panels) => match &panels.data {
+                PanelData::F32(data) => {
+                    dense(compute, (x.floats().into(), panels, data.as_slice()), (sink, first_column))
                 }
-            }
+                PanelData::F16(data) => {
+                    dense(compute, (x.floats().into(), panels, data.as_slice()), (sink, first_column))
+                }
+                PanelData::Bf16(data) => {
+                    dense(compute, (x.floats().into(), panels, data.as_slice()), (sink, first_column))
+                }
+                PanelData::Bf16Pairs(data) => {
+                    let x = match x {
+                        Inputs::Rounded(rows) => *rows,
+                        Inputs::Floats(rows) => pairs.get_or_insert_with(|| Bf16Rows::new(compute, rows)).pairs(),
+                    };
+                    dense(compute, (x.into(), panels, data.as_slice()), (sink, first_column));
+                }
+            },
             PackedPart::Blocks(panels) => {
-                let sink = (&mut *sink, first_column);
+                let (x, sink) = (x.floats(), (&mut *sink, first_column));
                 match compute.activation_dtype() {
                     ActivationDtype::Int16 => {
                         let x = rounded.get_or_insert_with(|| RoundedRows::<i16>::new(compute, x));
@@ -125,13 +154,6 @@ fn dense<W: Weight>(
     (sink, first_column): (&mut Sink<'_>, usize),
 ) {
     sink.take(compute, &Linear::new(compute, x, (weight, panels)), first_column);
-}
-
-/// The rows of `x`, as the weights meet them.
-struct FactorRows<'a, F> {
-    values: &'a [F],
-    stride: usize,
-    num_rows: usize,
 }
 
 struct Linear<'a, W: Weight> {
@@ -159,6 +181,8 @@ struct Place {
     panel: usize,
     k: Range<usize>,
     ahead: Ahead,
+    /// The panel that is visited after those of the row block.
+    next_panel: usize,
 }
 
 /// What a tile asks memory for on its way.
@@ -197,13 +221,15 @@ impl<'a, W: Weight> Linear<'a, W> {
         mut place: Place,
         target: &Target<'_>,
     ) {
-        let end = place.panel + num_panels;
+        let (end, next_panel) = (place.panel + num_panels, place.next_panel);
         let full_end = end.min(self.out_features / PANEL);
         let mut together = panels_together::<I>(num_rows);
         while place.panel < end {
             while together > 1 && place.panel + together > full_end {
                 together /= 2;
             }
+            let next = place.panel + together;
+            place.next_panel = if next < end { next } else { next_panel };
             // SAFETY: several panels stay below `full_end`; the caller vouches for the rest.
             unsafe {
                 with_rows!(num_rows, I::TILE_ROWS, ROWS => match together {
@@ -229,7 +255,7 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
     unsafe fn run<I: Instructions>(self) {
         let Self { target, .. } = self;
         let Linear { ref x, panels, out_features, depth, .. } = *self.linear;
-        let Place { row, panel, k: Range { start: k_start, end: k_end }, ahead } = self.place;
+        let Place { row, panel, k: Range { start: k_start, end: k_end }, ahead, next_panel } = self.place;
         let k_len = k_end - k_start;
         let first_column = panel * PANEL;
         let num_columns = (PANELS * PANEL).min(out_features - first_column);
@@ -266,7 +292,8 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
                 } else {
                     tile::load::<I::Panel, ROWS, PANELS>(y, y_stride)
                 };
-                for factors in factors.split(whole, w.wrapping_add(PANELS * depth * PANEL)) {
+                let next = panels.as_ptr().wrapping_add((next_panel * depth + k_start) * PANEL);
+                for factors in factors.split(whole, next) {
                     sums = tile::multiply::<I, W, ROWS, PANELS>(factors, sums);
                 }
                 tile::store(sums, y, y_stride);
@@ -309,25 +336,32 @@ impl<W: Weight> Product for Linear<'_, W> {
 
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, part: &Part, target: &Target<'_>) {
-        let (num_rows, Part { rows, panels }) = (part.rows.len(), part.clone());
+        let Part { rows, panels, next_panel } = part.clone();
+        let num_rows = rows.len();
         let num_blocks = num_rows.div_ceil(I::TILE_ROWS);
         if num_blocks == 1 {
             // Neighbouring panels together.
-            let place = Place { row: rows.start, panel: panels.start, k: 0..self.depth, ahead: Ahead::Own };
+            let place = Place { row: rows.start, panel: panels.start, k: 0..self.depth, ahead: Ahead::Own, next_panel };
             // SAFETY: rows and panels of the part; the caller vouches for the instructions.
             return unsafe { self.row_block::<I>((num_rows, panels.len()), place, target) };
         }
         let together = panels_together::<I>(num_rows.div_ceil(num_blocks));
-        let piece = I::PIECE_BYTES / (together * PANEL * size_of::<W>());
+        let most = I::PIECE_BYTES / (together * PANEL * size_of::<W>());
+        // Of nearly equal size.
+        let piece = self.depth.div_ceil(self.depth.div_ceil(most));
         let pieces = (0..self.depth).step_by(piece).map(|start| start..self.depth.min(start + piece));
-        let panels = panels.clone().step_by(together).map(|start| start..panels.end.min(start + together));
-        let stays = num_rows * self.depth * size_of::<W::Factor>() <= STAYING_BYTES;
+        let groups = panels.clone().step_by(together).map(|start| start..panels.end.min(start + together));
+        let next_of = |group: &Range<usize>| if group.end < panels.end { group.end } else { next_panel };
+        let stays = num_rows * self.depth * size_of::<W::Factor>() <= I::STAYING_BYTES;
         // SAFETY: as above.
-        let visit = |panels, k, order| unsafe { self.visit::<I>(&rows, (panels, k, order), target) };
+        let visit = |group: Range<usize>, k, order| unsafe {
+            let next_panel = next_of(&group);
+            self.visit::<I>(&rows, (group, next_panel), (k, order), target);
+        };
         if stays {
-            panels.for_each(|panels| pieces.clone().for_each(|k| visit(panels.clone(), k, Order::Panels)));
+            groups.for_each(|group| pieces.clone().for_each(|k| visit(group.clone(), k, Order::Panels)));
         } else {
-            pieces.for_each(|k| panels.clone().for_each(|panels| visit(panels, k.clone(), Order::Pieces)));
+            pieces.for_each(|k| groups.clone().for_each(|group| visit(group, k.clone(), Order::Pieces)));
         }
     }
 }
@@ -341,12 +375,13 @@ impl<W: Weight> Linear<'_, W> {
     unsafe fn visit<I: Instructions>(
         &self,
         rows: &Range<usize>,
-        (panels, k, order): (Range<usize>, Range<usize>, Order),
+        (panels, next_panel): (Range<usize>, usize),
+        (k, order): (Range<usize>, Order),
         target: &Target<'_>,
     ) {
         // Row blocks of nearly equal size: 7 rows run as 4 + 3, not as 6 + 1.
         let num_blocks = rows.len().div_ceil(I::TILE_ROWS);
-        let next = if k.end < self.depth { panels.start * self.depth + k.end } else { panels.end * self.depth };
+        let next = if k.end < self.depth { panels.start * self.depth + k.end } else { next_panel * self.depth };
         let mut row = rows.start;
         for block in 0..num_blocks {
             let num_rows = rows.len() / num_blocks + usize::from(block < rows.len() % num_blocks);
@@ -354,7 +389,7 @@ impl<W: Weight> Linear<'_, W> {
                 Order::Panels => Ahead::Share { next, block, num_blocks },
                 Order::Pieces => Ahead::Own,
             };
-            let place = Place { row, panel: panels.start, k: k.clone(), ahead };
+            let place = Place { row, panel: panels.start, k: k.clone(), ahead, next_panel };
             // SAFETY: passed on.
             unsafe { self.row_block::<I>((num_rows, panels.len()), place, target) };
             row += num_rows;

@@ -6,10 +6,11 @@ use candle_core::Tensor;
 
 use super::instructions::Instructions;
 use super::launch::{Kernel, Output, launch, split_rows};
+use super::new_rows::{NewRows, RowOutput, STRETCH};
 use super::vector::{LANES, Vector};
 use super::view::Rows;
 use crate::ModelError;
-use crate::ops::{Compute, Matrix, MatrixView};
+use crate::ops::{Compute, Float, Matrix, MatrixView};
 
 /// A norm's parameters, `[width] f32` each. With a bias the norm is a layer norm, without it a root-mean-square norm.
 #[derive(Clone, Copy)]
@@ -20,32 +21,37 @@ pub(crate) struct NormWeights<'a> {
 }
 
 /// Shapes are checked by the caller: rows of `x` are whole groups of `width` elements, each normalised alone.
-pub(crate) fn norm(compute: &Compute, x: MatrixView<'_>, weights: &NormWeights<'_>) -> Result<Matrix, ModelError> {
+pub(crate) fn norm(
+    compute: &Compute,
+    x: MatrixView<'_>,
+    weights: &NormWeights<'_>,
+    form: Float,
+) -> Result<Matrix, ModelError> {
     let (x, views) = (Rows::of(x)?, Views::new(weights)?);
-    let mut normed = compute.workspace().unwritten(x.num_rows * x.width);
+    let mut normed = NewRows::new(compute, form, (x.num_rows, x.width));
     let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
     let norm = Norm { x: &x, add: None, params: views.params(), normed: normed.output(), rows_per_task };
     launch(compute, num_tasks, &norm);
     // SAFETY: each row belongs to a task, which has written all of it.
-    let normed = unsafe { normed.written() };
-    Ok(Matrix::host(normed, x.num_rows, x.width))
+    Ok(unsafe { normed.written() })
 }
 
+/// The sum, and its norm in the wanted form.
 pub(crate) fn add_norm(
     compute: &Compute,
-    residual: MatrixView<'_>,
-    x: MatrixView<'_>,
+    (residual, x): (MatrixView<'_>, MatrixView<'_>),
     weights: &NormWeights<'_>,
+    form: Float,
 ) -> Result<(Matrix, Matrix), ModelError> {
     let (residual, x, views) = (Rows::of(residual)?, Rows::of(x)?, Views::new(weights)?);
     let mut sum = compute.workspace().unwritten(x.num_rows * x.width);
-    let mut normed = compute.workspace().unwritten(x.num_rows * x.width);
+    let mut normed = NewRows::new(compute, form, (x.num_rows, x.width));
     let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
     let (add, output) = (Some((&residual, sum.output())), normed.output());
     launch(compute, num_tasks, &Norm { x: &x, add, params: views.params(), normed: output, rows_per_task });
     // SAFETY: each row belongs to a task, which has written all of it.
     let (sum, normed) = unsafe { (sum.written(), normed.written()) };
-    Ok((Matrix::host(sum, x.num_rows, x.width), Matrix::host(normed, x.num_rows, x.width)))
+    Ok((Matrix::host(sum, x.num_rows, x.width), normed))
 }
 
 /// The parameters' memory, borrowed for one launch.
@@ -78,7 +84,7 @@ struct Norm<'a> {
     /// What is added to `x` before the norm, and where the sum goes.
     add: Option<(&'a Rows<'a>, Output<f32>)>,
     params: Params<'a>,
-    normed: Output<f32>,
+    normed: RowOutput,
     rows_per_task: usize,
 }
 
@@ -90,20 +96,42 @@ impl Kernel for Norm<'_> {
         for row in first..(first + self.rows_per_task).min(self.x.num_rows) {
             // SAFETY: rows of this task, whose outputs no other task takes.
             unsafe {
-                let normed = self.normed.part(row * width, width);
                 let x = self.x.row(row);
-                match &self.add {
-                    None => normed.copy_from_slice(x),
+                let x = match &self.add {
+                    None => x,
                     Some((residual, sums)) => {
                         let sum = sums.part(row * width, width);
                         for (sum, (residual, x)) in sum.iter_mut().zip(residual.row(row).iter().zip(x)) {
                             *sum = residual + x;
                         }
-                        normed.copy_from_slice(sum);
+                        &*sum
                     }
+                };
+                let group = self.params.weight.len();
+                for (index, x) in x.chunks_exact(group).enumerate() {
+                    self.group::<I::Vector>((row, index * group), x);
                 }
-                normalise_groups::<I::Vector>(normed, self.params);
             }
+        }
+    }
+}
+
+impl Norm<'_> {
+    /// # Safety
+    /// A row of the task that runs; the CPU must have `V`'s instructions.
+    #[inline(always)]
+    unsafe fn group<V: Vector>(&self, (row, column): (usize, usize), x: &[f32]) {
+        // SAFETY: passed on.
+        let moments = unsafe { Moments::of::<V>(x, self.params) };
+        let mut numbers = [0.0; STRETCH];
+        for (index, x) in x.chunks(STRETCH).enumerate() {
+            let (first, numbers) = (index * STRETCH, &mut numbers[..x.len()]);
+            moments.scale(x, &self.params.weight[first..], numbers);
+            if let Some(bias) = self.params.bias {
+                add(numbers, &bias[first..]);
+            }
+            // SAFETY: passed on.
+            unsafe { self.normed.write::<V>((row, column + first), numbers) };
         }
     }
 }
@@ -116,35 +144,53 @@ impl Kernel for Norm<'_> {
 pub(super) unsafe fn normalise_groups<V: Vector>(x: &mut [f32], params: Params<'_>) {
     for x in x.chunks_exact_mut(params.weight.len()) {
         // SAFETY: passed on.
-        unsafe {
-            match params.bias {
-                None => rms::<V>(x, params),
-                Some(bias) => layer::<V>(x, params, bias),
-            }
+        let moments = unsafe { Moments::of::<V>(x, params) };
+        for (x, weight) in x.iter_mut().zip(params.weight) {
+            *x = moments.scaled(*x, *weight);
+        }
+        if let Some(bias) = params.bias {
+            add(x, bias);
         }
     }
 }
 
-#[inline(always)]
-unsafe fn rms<V: Vector>(x: &mut [f32], params: Params<'_>) {
-    // SAFETY: passed on.
-    let sum = unsafe { sum_of_squares::<V>(x, 0.0) };
-    let factor = 1.0 / (sum / x.len() as f32 + params.eps).sqrt();
-    for (x, weight) in x.iter_mut().zip(params.weight) {
-        *x = *x * factor * weight;
+/// What the elements of a group have in common once they are normed.
+#[derive(Clone, Copy)]
+struct Moments {
+    /// What is subtracted: nothing, but in a layer norm.
+    centre: f32,
+    factor: f32,
+}
+
+impl Moments {
+    /// # Safety
+    /// The CPU must have `V`'s instructions.
+    #[inline(always)]
+    unsafe fn of<V: Vector>(x: &[f32], params: Params<'_>) -> Self {
+        // SAFETY: passed on.
+        unsafe {
+            let centre = if params.bias.is_some() { sum::<V>(x) / x.len() as f32 } else { 0.0 };
+            let square = sum_of_squares::<V>(x, centre) / x.len() as f32;
+            Self { centre, factor: 1.0 / (square + params.eps).sqrt() }
+        }
+    }
+
+    #[inline(always)]
+    fn scale(self, x: &[f32], weights: &[f32], to: &mut [f32]) {
+        for (to, (x, weight)) in to.iter_mut().zip(x.iter().zip(weights)) {
+            *to = self.scaled(*x, *weight);
+        }
+    }
+
+    #[inline(always)]
+    fn scaled(self, x: f32, weight: f32) -> f32 {
+        (x - self.centre) * self.factor * weight
     }
 }
 
 #[inline(always)]
-unsafe fn layer<V: Vector>(x: &mut [f32], params: Params<'_>, bias: &[f32]) {
-    // SAFETY: passed on.
-    let mean = unsafe { sum::<V>(x) } / x.len() as f32;
-    // SAFETY: passed on.
-    let variance = unsafe { sum_of_squares::<V>(x, mean) } / x.len() as f32;
-    let factor = 1.0 / (variance + params.eps).sqrt();
-    for (x, (weight, bias)) in x.iter_mut().zip(params.weight.iter().zip(bias)) {
-        *x = (*x - mean) * factor * weight + bias;
-    }
+fn add(x: &mut [f32], bias: &[f32]) {
+    x.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
 }
 
 #[inline(always)]

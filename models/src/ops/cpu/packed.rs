@@ -70,14 +70,15 @@ impl RoundedUnit {
     /// Where activations meet weights that are held as `held`: rounded to `factors` before bf16 ones, to `integers` before
     /// quantised ones.
     pub(crate) fn on_cpu(held: StoredDtype, factors: Float, integers: ActivationDtype) -> Self {
-        let facts_bytes = size_of::<UnitFacts>();
+        let floats = Self { gates_stay: true, ..Self::default() };
+        let integers_of = |bytes| Self { element_bytes: UNIT * bytes, facts_bytes: size_of::<UnitFacts>(), ..floats };
         match (held, integers) {
             (StoredDtype::Bf16, _) if factors == Float::Bf16 => {
-                Self { element_bytes: UNIT * size_of::<bf16>(), facts_bytes: 0 }
+                Self { element_bytes: UNIT * size_of::<bf16>(), is_handed_on: true, ..floats }
             }
-            (StoredDtype::F32 | StoredDtype::F16 | StoredDtype::Bf16, _) => Self::default(),
-            (_, ActivationDtype::Int8) => Self { element_bytes: UNIT * size_of::<i8>(), facts_bytes },
-            (_, ActivationDtype::Int16) => Self { element_bytes: UNIT * size_of::<i16>(), facts_bytes },
+            (StoredDtype::F32 | StoredDtype::F16 | StoredDtype::Bf16, _) => floats,
+            (_, ActivationDtype::Int8) => integers_of(size_of::<i8>()),
+            (_, ActivationDtype::Int16) => integers_of(size_of::<i16>()),
         }
     }
 }

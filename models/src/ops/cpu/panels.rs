@@ -26,7 +26,7 @@ use crate::ops::{Compute, Float, blocks};
 use crate::{ModelError, StoredDtype};
 
 /// Outputs of one panel.
-pub(super) const PANEL: usize = 16;
+pub(crate) const PANEL: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct Panels {
@@ -100,6 +100,11 @@ impl Panels {
     /// Elements that a matrix takes, padding included.
     pub(super) fn len_of(rows: usize, columns: usize) -> usize {
         rows.next_multiple_of(PANEL) * columns
+    }
+
+    /// Whether they meet activations in bf16.
+    pub(super) fn are_of_pairs(&self) -> bool {
+        matches!(self.data, PanelData::Bf16Pairs(_))
     }
 
     pub(super) fn dtype(&self) -> StoredDtype {

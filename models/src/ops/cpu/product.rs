@@ -1,12 +1,13 @@
 #![expect(unsafe_code, reason = "threads fill disjoint parts of one output")]
 
 //! A product in tasks, and where its outputs go: into rows, or no further than a cache, where of some rows only the largest are
-//! kept.
+//! kept, or gates are multiplied with what they let through.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::best_of_rows::{BestOfRows, Look};
+use super::gated_rows::GatedRows;
 use super::instructions::Instructions;
 use super::launch::{Kernel, Output, Start};
 use super::panels::PANEL;
@@ -14,8 +15,8 @@ use super::target::Target;
 use super::workspace::Workspace;
 use crate::ops::Compute;
 
-/// Outputs that rows of which the best are wanted have at a time, in bytes: they stay in the second-level cache.
-const SCRATCH_BYTES: usize = 64 * 1024;
+/// Outputs that go no further than a cache, at a time, in bytes: they stay in the second-level one.
+pub(super) const SCRATCH_BYTES: usize = 64 * 1024;
 
 /// A body that computes some outputs of some rows.
 pub(super) trait Product: Sync {
@@ -34,6 +35,7 @@ pub(super) trait Product: Sync {
 /// How the rows and panels of a product are cut into tasks.
 pub(super) struct Tasks {
     pub(super) num_rows: usize,
+    /// Of most tasks.
     pub(super) rows_per_task: usize,
     pub(super) out_features: usize,
     pub(super) panels_per_task: usize,
@@ -44,15 +46,25 @@ pub(super) struct Tasks {
 pub(super) struct Part {
     pub(super) rows: Range<usize>,
     pub(super) panels: Range<usize>,
+    /// The panel that is visited next, of which some weights may be asked for.
+    pub(super) next_panel: usize,
 }
 
 impl Tasks {
-    fn num_panels(&self) -> usize {
+    pub(super) fn num_panels(&self) -> usize {
         self.out_features.div_ceil(PANEL)
     }
 
+    /// A few rows that are left are the last task's: alone they would wait for all weights once more.
     fn num_row_tasks(&self) -> usize {
-        self.num_rows.div_ceil(self.rows_per_task)
+        let (whole, left) = (self.num_rows / self.rows_per_task, self.num_rows % self.rows_per_task);
+        (whole + usize::from(left > self.rows_per_task / 2)).max(1)
+    }
+
+    /// Rows that a task has at most.
+    pub(super) fn most_rows(&self) -> usize {
+        let of_last = self.num_rows - (self.num_row_tasks() - 1) * self.rows_per_task;
+        of_last.max(self.rows_per_task.min(self.num_rows))
     }
 
     /// Runs of panels, each of which all rows meet.
@@ -60,7 +72,7 @@ impl Tasks {
         self.num_panels().div_ceil(self.panels_per_task)
     }
 
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.num_row_tasks() * self.num_runs()
     }
 
@@ -69,20 +81,27 @@ impl Tasks {
     }
 
     #[inline(always)]
-    fn part(&self, task: usize) -> Part {
-        let first_row = task % self.num_row_tasks() * self.rows_per_task;
+    pub(super) fn part(&self, task: usize) -> Part {
+        let row_task = task % self.num_row_tasks();
+        let first_row = row_task * self.rows_per_task;
         let first_panel = self.run_of(task) * self.panels_per_task;
-        Part {
-            rows: first_row..self.num_rows.min(first_row + self.rows_per_task),
-            panels: first_panel..self.num_panels().min(first_panel + self.panels_per_task),
-        }
+        let end = self.num_panels().min(first_panel + self.panels_per_task);
+        let is_last = row_task + 1 == self.num_row_tasks();
+        let rows = first_row..if is_last { self.num_rows } else { first_row + self.rows_per_task };
+        Part { rows, panels: first_panel..end, next_panel: end }
     }
 }
 
 /// Where the outputs of a weight's parts go.
 pub(super) enum Sink<'a> {
-    Rows { y: &'a Output<f32>, stride: usize, bias: Option<&'a [f32]> },
+    Rows {
+        y: &'a Output<f32>,
+        stride: usize,
+        bias: Option<&'a [f32]>,
+    },
     Best(&'a mut BestOfRows),
+    /// The first half of the outputs are gates of the second one.
+    Gated(&'a GatedRows<'a>),
 }
 
 impl Sink<'_> {
@@ -94,10 +113,11 @@ impl Sink<'_> {
                 let target = Target::new(y, *stride, first_column, *bias);
                 P::Start::launch(compute, tasks.len(), &ToRows { product, target });
             }
+            Self::Gated(rows) => rows.take(compute, product),
             Self::Best(best) => {
                 let workspace = compute.workspace();
                 let mut lists = workspace.unwritten(tasks.num_runs() * best.lists_len());
-                let rows_at_once = tasks.num_rows.min(tasks.rows_per_task);
+                let rows_at_once = tasks.most_rows();
                 let panels_at_once = SCRATCH_BYTES / (rows_at_once * PANEL * size_of::<f32>());
                 let panels_at_once = panels_at_once.clamp(1, tasks.panels_per_task);
                 let scratch_len = rows_at_once * panels_at_once * PANEL;
@@ -139,7 +159,7 @@ impl<P: Product> Kernel for ToBest<'_, P> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, task: usize) {
         let tasks = self.product.tasks();
-        let Part { rows, panels } = tasks.part(task);
+        let Part { rows, panels, .. } = tasks.part(task);
         let run = tasks.run_of(task);
         let mut scratch = self.workspace.unwritten(self.scratch_len);
         let scratch = scratch.output();
@@ -149,15 +169,43 @@ impl<P: Product> Kernel for ToBest<'_, P> {
             let group = first..panels.end.min(first + self.panels_at_once);
             let columns = first * PANEL..tasks.out_features.min(group.end * PANEL);
             let target = Target::of_part(&scratch, self.panels_at_once * PANEL, (rows.start, columns.start));
+            let part = Part { rows: rows.clone(), next_panel: group.end, panels: group };
             // SAFETY: the scratch is this task's, and has room for the part; the launch vouches for the instructions. What is
             // looked at was written just now.
             unsafe {
-                self.product.run::<I>(&Part { rows: rows.clone(), panels: group }, &target);
+                self.product.run::<I>(&part, &target);
                 for row in rows.clone() {
                     let values = target.columns(row, columns.start, columns.len());
                     self.look.keep(run, row, (self.first_column + columns.start, values));
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_of_one_task_and_few_rows_that_are_left_have_none_of_their_own() {
+        for (num_rows, sizes) in [
+            (1, &[1][..]),
+            (72, &[72]),
+            (108, &[108]),
+            (109, &[72, 37]),
+            (144, &[72, 72]),
+            (512, &[72, 72, 72, 72, 72, 72, 80]),
+        ] {
+            let tasks = Tasks { num_rows, rows_per_task: 72, out_features: 40, panels_per_task: 2 };
+            assert_eq!(tasks.most_rows(), *sizes.iter().max().unwrap());
+            let parts: Vec<Part> = (0..tasks.len()).map(|task| tasks.part(task)).collect();
+            let mut next = 0;
+            for (part, size) in parts.iter().zip(sizes) {
+                assert_eq!((part.rows.start, part.rows.len(), part.panels.clone()), (next, *size, 0..2));
+                next = part.rows.end;
+            }
+            assert_eq!((next, parts.len(), parts.last().unwrap().panels.clone()), (num_rows, 2 * sizes.len(), 2..3));
         }
     }
 }

@@ -10,6 +10,7 @@ use super::buffer::Plain;
 use super::instructions::Instructions;
 use super::launch::{Kernel, Output, launch, split_rows};
 use super::pairs::Pairs;
+use super::row_stride::row_stride;
 use super::view::Rows;
 use super::workspace::Buffer;
 use crate::StoredDtype;
@@ -138,6 +139,8 @@ impl Activation for i8 {
 pub(super) struct RoundedRows<A> {
     pub(super) num_rows: usize,
     pub(super) width: usize,
+    /// From the elements of a row to the next row's: [`row_stride`].
+    pub(super) stride: usize,
     pub(super) elements: Buffer<A>,
     /// Of each unit of each row.
     pub(super) units: Buffer<UnitFacts>,
@@ -167,20 +170,22 @@ unsafe impl Plain for UnitFacts {}
 impl<A: Activation> RoundedRows<A> {
     /// The width of `x` is a whole number of units.
     pub(super) fn new(compute: &Compute, x: &Rows<'_>) -> Self {
-        let mut elements = compute.workspace().unwritten(x.num_rows * x.width);
+        let stride = row_stride::<A>(x.width);
+        let mut elements = compute.workspace().unwritten(x.num_rows * stride);
         let mut units = compute.workspace().unwritten(x.num_rows * x.width / UNIT);
         let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
-        let kernel = Round { x, rows_per_task, elements: elements.output(), units: units.output() };
+        let kernel = Round { x, rows_per_task, stride, elements: elements.output(), units: units.output() };
         launch(compute, num_tasks, &kernel);
-        // SAFETY: each row belongs to a task, which has written all of it: rows are whole units.
+        // SAFETY: each row belongs to a task, which has written all of it, and what is behind it: rows are whole units.
         let (elements, units) = unsafe { (elements.written(), units.written()) };
-        Self { num_rows: x.num_rows, width: x.width, elements, units }
+        Self { num_rows: x.num_rows, width: x.width, stride, elements, units }
     }
 }
 
 struct Round<'a, A> {
     x: &'a Rows<'a>,
     rows_per_task: usize,
+    stride: usize,
     elements: Output<A>,
     units: Output<UnitFacts>,
 }
@@ -192,8 +197,11 @@ impl<A: Activation> Kernel for Round<'_, A> {
         let width = self.x.width;
         for row in first..(first + self.rows_per_task).min(self.x.num_rows) {
             // SAFETY: each row belongs to one task.
-            let (elements, units) =
-                unsafe { (self.elements.part(row * width, width), self.units.part(row * width / UNIT, width / UNIT)) };
+            let (elements, units) = unsafe {
+                (self.elements.part(row * self.stride, self.stride), self.units.part(row * width / UNIT, width / UNIT))
+            };
+            let (elements, behind) = elements.split_at_mut(width);
+            behind.fill(A::default());
             let places = elements.as_chunks_mut::<UNIT>().0.iter_mut().zip(units);
             for (x, (elements, unit)) in self.x.row(row).as_chunks::<UNIT>().0.iter().zip(places) {
                 *unit = round_unit(x, elements);

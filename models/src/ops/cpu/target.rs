@@ -24,6 +24,11 @@ impl<'a> Target<'a> {
         Self { y, stride, origin: -((row * stride + column) as isize), bias: None }
     }
 
+    /// The same, where `bias` is that of all columns, and each row begins with `before` columns of another part.
+    pub(super) fn behind(self, before: usize, bias: Option<&'a [f32]>) -> Self {
+        Self { origin: self.origin + before as isize, bias, ..self }
+    }
+
     pub(super) fn stride(&self) -> usize {
         self.stride
     }

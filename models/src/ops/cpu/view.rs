@@ -25,12 +25,13 @@ impl<'a> Rows<'a> {
         Self::of(x.view())
     }
 
-    /// Errors as [`Self::of_tensor`].
+    /// Errors as [`Self::of_tensor`], and where they are rounded.
     pub(super) fn of(x: MatrixView<'a>) -> Result<Self, ModelError> {
         match x {
             MatrixView::Host { values, num_rows, width } => {
                 Ok(Self { source: Source::Slice(values), start: 0, stride: width, num_rows, width })
             }
+            MatrixView::Rounded { .. } => Err(ModelError::Input("activations in bf16 where f32 is worked on".into())),
             MatrixView::Tensor(tensor) => Self::of_tensor(tensor),
         }
     }

@@ -155,7 +155,7 @@ impl<E: Cached> Kernel for Together<'_, '_, E> {
             for span in 1..spans(attention.tiles(chunk)).count() {
                 total.add::<I::Vector>(&sums(span).head(0));
             }
-            attention.finish((chunk, task % num_heads), &total);
+            attention.finish::<I::Vector>((chunk, task % num_heads), &total);
         }
     }
 }
