@@ -24,8 +24,9 @@ use candle_core::{CpuStorage, Storage};
 use super::buffer::Plain;
 use super::cache_element::signed;
 use super::instructions::Instructions;
-use super::launch::Kernel;
+use super::lanes::Lanes;
 use super::new_rows::{NewRows, RowOutput, STRETCH};
+use super::row_stride::CACHE_LINE;
 use super::vector::Vector;
 use super::view::Rows;
 use crate::ModelError;
@@ -115,9 +116,13 @@ struct Work {
     kv_heads: Range<usize>,
 }
 
-impl<E: Cached> Kernel for Attention<'_, E> {
+impl<E: Cached> Attention<'_, E> {
+    /// Runs task `task`, and asks for the queries of task `next`, if there is one.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`](super::launch::Kernel::run).
     #[inline(always)]
-    unsafe fn run<I: Instructions>(&self, task: usize) {
+    unsafe fn run<I: Instructions>(&self, task: usize, next: Option<usize>) {
         let Some(work) = self.work(task) else { return };
         let num_heads = work.kv_heads.len();
         let len = self.sums_len(work.chunk.num_rows);
@@ -132,6 +137,10 @@ impl<E: Cached> Kernel for Attention<'_, E> {
         };
         // SAFETY: passed on.
         let mut states = unsafe { self.start::<I::Vector>(&work, states, sums) };
+        self.ask_for_outputs::<I::Panel>(&work);
+        if let Some(next) = next.and_then(|next| self.work(next)) {
+            self.ask_for_queries::<I::Panel>(&next);
+        }
         for (index, span) in spans(self.tiles(work.chunk)).enumerate() {
             // SAFETY: passed on; both sums are of the same rows.
             unsafe {
@@ -151,6 +160,29 @@ impl<E: Cached> Kernel for Attention<'_, E> {
 }
 
 impl<E: Cached> Attention<'_, E> {
+    /// The query heads of a task, as columns of a token's.
+    fn columns(&self, work: &Work) -> Range<usize> {
+        let width = self.group() * self.layer.head_dim();
+        work.kv_heads.start * width..work.kv_heads.end * width
+    }
+
+    #[inline(always)]
+    fn ask_for_outputs<L: Lanes>(&self, work: &Work) {
+        for token in 0..work.chunk.num_rows {
+            self.out.ask::<L>(work.chunk.first_row + token, self.columns(work));
+        }
+    }
+
+    #[inline(always)]
+    fn ask_for_queries<L: Lanes>(&self, work: &Work) {
+        for token in 0..work.chunk.num_rows {
+            let queries = &self.q.row(work.chunk.first_row + token)[self.columns(work)];
+            for line in queries.chunks(CACHE_LINE / size_of::<f32>()) {
+                L::prefetch_to_second_level(line.as_ptr());
+            }
+        }
+    }
+
     fn group(&self) -> usize {
         self.num_heads / self.layer.num_kv_heads()
     }

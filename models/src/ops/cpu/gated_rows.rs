@@ -87,11 +87,11 @@ impl<P: Product> ToGated<'_, P> {
         let ups = Part { panels: ups_start..ups_end, ..gates.clone() };
         let target_of_gates = Target::of_part(scratch, 2 * half, (first_row, first_column)).behind(0, bias);
         let target_of_ups = Target::of_part(scratch, 2 * half, (first_row, width + first_column)).behind(half, bias);
+        let num_columns = gates.panels.len() * PANEL;
         // SAFETY: the two targets are halves of the scratch's rows; the caller vouches for the rest.
         unsafe {
             self.product.run::<I>(&Part { next_panel: ups_start, ..gates.clone() }, &target_of_gates);
             self.product.run::<I>(&ups, &target_of_ups);
-            let num_columns = gates.panels.len() * PANEL;
             for row in gates.rows.clone() {
                 let gates = target_of_gates.columns(row, first_column, num_columns);
                 let ups = target_of_ups.columns(row, width + first_column, num_columns);

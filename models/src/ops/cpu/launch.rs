@@ -90,6 +90,12 @@ impl<T> Output<T> {
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
     }
 
+    /// Where element `start` is, if it is one.
+    #[inline(always)]
+    pub(super) fn address(&self, start: usize) -> *const T {
+        self.0.wrapping_add(start)
+    }
+
     /// The address of element `start`.
     ///
     /// # Safety

@@ -2,11 +2,14 @@
 
 //! Rows that an op makes, in the form in which the next one takes them.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::bf16_rows::rounded;
+use super::lanes::Lanes;
 use super::launch::Output;
-use super::row_stride::row_stride;
+use super::row_stride::{CACHE_LINE, row_stride};
 use super::vector::{LANES, Vector};
 use super::workspace::Unwritten;
 use crate::ops::{Compute, Float, Matrix};
@@ -75,6 +78,16 @@ impl NewRows {
 }
 
 impl RowOutput {
+    /// Asks memory for what will be written: a store that misses the caches waits as long as a load, and keeps those behind it
+    /// waiting.
+    #[inline(always)]
+    pub(super) fn ask<L: Lanes>(&self, row: usize, columns: Range<usize>) {
+        match &self.to {
+            To::F32(to) => ask::<L, _>(to, row * self.width, columns),
+            To::Bf16(to) => ask::<L, _>(to, row * row_stride::<bf16>(self.width), columns),
+        }
+    }
+
     /// # Safety
     /// As [`Output::part`]; the CPU must have `V`'s instructions.
     #[inline(always)]
@@ -104,6 +117,14 @@ impl RowOutput {
                 }
             }
         }
+    }
+}
+
+/// Whatever is at some columns of a row.
+#[inline(always)]
+fn ask<L: Lanes, T>(output: &Output<T>, row_start: usize, columns: Range<usize>) {
+    for column in columns.step_by(CACHE_LINE / size_of::<T>()) {
+        L::prefetch_to_second_level(output.address(row_start + column));
     }
 }
 

@@ -1,6 +1,6 @@
 //! How far apart rows stand that a product reads side by side.
 
-const CACHE_LINE: usize = 64;
+pub(super) const CACHE_LINE: usize = 64;
 
 /// In elements, for rows of `width`: an odd number of cache lines. Rows that are 4 KB apart would share eight places of a
 /// first-level cache, or twelve, and a tile reads as many rows at once: each would push out another one.

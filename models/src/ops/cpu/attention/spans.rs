@@ -118,8 +118,12 @@ impl<E: Cached> Kernel for HeadByHead<'_, '_, E> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, task: usize) {
         let (num_chunks, num_heads) = (self.0.plan.chunks().len(), self.0.layer.num_kv_heads());
+        let chunk_by_chunk = |task: usize| task % num_chunks * num_heads + task / num_chunks;
+        // That of this thread, while all threads go at the same pace.
+        let next = task + self.0.compute.num_threads();
+        let next = (next < self.0.num_tasks()).then(|| chunk_by_chunk(next));
         // SAFETY: passed on.
-        unsafe { self.0.run::<I>(task % num_chunks * num_heads + task / num_chunks) }
+        unsafe { self.0.run::<I>(chunk_by_chunk(task), next) }
     }
 }
 
