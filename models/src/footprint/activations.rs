@@ -24,6 +24,8 @@ pub struct Activations {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct LayerWidths {
     norms_first: bool,
+    /// The norm before the feed-forward network.
+    ffn_norm_first: bool,
     qkv: usize,
     queries: usize,
     /// Of the feed-forward network's first product, and of what its activation makes of it.
@@ -39,7 +41,14 @@ impl Activations {
     /// `vocab_size` is 0 where no logits are computed.
     pub(crate) fn of_layers(layers: &[LayerSpec], hidden: usize, vocab_size: usize) -> Self {
         let widest = layers.iter().map(LayerWidths::of).max_by_key(|layer| layer.qkv + layer.queries + layer.up);
-        let layer = widest.unwrap_or(LayerWidths { norms_first: true, qkv: 0, queries: 0, up: 0, activated: 0 });
+        let layer = widest.unwrap_or(LayerWidths {
+            norms_first: true,
+            ffn_norm_first: true,
+            qkv: 0,
+            queries: 0,
+            up: 0,
+            activated: 0,
+        });
         Self { hidden, layer, angles: angles(layers), vocab_size, rounded: RoundedUnit::default() }
     }
 
@@ -65,9 +74,10 @@ impl Activations {
         (pieces.held as u64).saturating_mul(F32_BYTES)
     }
 
-    /// As [`crate::layers`] run one: what is taken, in order, and what nobody needs any longer.
+    /// As [`crate::layers`] run one that norms first, and most of the others do: what is taken, in order, and what nobody needs
+    /// any longer. Weights of several dtypes in one product are reckoned as if they were of one.
     fn run_layer(&self, pieces: &mut Pieces, tokens: usize, (residual, addend): Stream) -> Stream {
-        let LayerWidths { norms_first, qkv, queries, .. } = self.layer;
+        let LayerWidths { norms_first, ffn_norm_first, qkv, queries, .. } = self.layer;
         let take = |pieces: &mut Pieces, width| pieces.take(tokens, width);
         let sum = addend.is_some().then(|| take(pieces, self.hidden));
         let normed = norms_first.then(|| take(pieces, self.handed_on(self.hidden)));
@@ -78,7 +88,8 @@ impl Activations {
         let output = self.multiply(pieces, (tokens, queries), (self.hidden, true));
         pieces.give_back(attended);
         normed.into_iter().for_each(|normed| pieces.give_back(normed));
-        let (sum, normed) = (take(pieces, self.hidden), take(pieces, self.handed_on(self.hidden)));
+        let of_norm = if ffn_norm_first { self.handed_on(self.hidden) } else { self.hidden };
+        let (sum, normed) = (take(pieces, self.hidden), take(pieces, of_norm));
         let stream = pieces.replaced(stream, Some(output), Some(sum));
         let output = self.run_ffn(pieces, tokens);
         pieces.give_back(normed);
@@ -86,15 +97,15 @@ impl Activations {
     }
 
     fn run_ffn(&self, pieces: &mut Pieces, tokens: usize) -> Piece {
-        let LayerWidths { norms_first, up, activated, .. } = self.layer;
+        let LayerWidths { ffn_norm_first, up, activated, .. } = self.layer;
         if up > activated && self.rounded.gates_stay && activated.is_multiple_of(PANEL) {
             let gated = pieces.take(tokens, self.handed_on(activated));
-            self.round(pieces, (tokens, self.hidden), norms_first);
+            self.round(pieces, (tokens, self.hidden), ffn_norm_first);
             let output = self.multiply(pieces, (tokens, activated), (self.hidden, true));
             pieces.give_back(gated);
             return output;
         }
-        let product = self.multiply(pieces, (tokens, self.hidden), (up, norms_first));
+        let product = self.multiply(pieces, (tokens, self.hidden), (up, ffn_norm_first));
         let activation = pieces.take(tokens, activated);
         pieces.give_back(product);
         let output = self.multiply(pieces, (tokens, activated), (self.hidden, false));
@@ -209,7 +220,8 @@ impl LayerWidths {
             FfnSpec::Plain { intermediate_size, .. } => (intermediate_size, intermediate_size),
         };
         let norms_first = matches!(layer.placement, NormPlacement::Pre);
-        Self { norms_first, qkv, queries, up, activated }
+        let ffn_norm_first = norms_first || matches!(layer.placement, NormPlacement::PreFfnOnly);
+        Self { norms_first, ffn_norm_first, qkv, queries, up, activated }
     }
 }
 

@@ -38,8 +38,8 @@ pub struct WeightPart<'a> {
     pub bytes: &'a [u8],
 }
 
-/// How products take activations, in bytes of [`blocks::UNIT`] of them; 0 where they are not rounded, and where the device does
-/// it on its way.
+/// How products take activations. Bytes are of [`blocks::UNIT`] of them, and 0 where they are not rounded and where the device
+/// does it on its way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct RoundedUnit {
     pub(crate) element_bytes: usize,
@@ -177,7 +177,7 @@ pub(crate) fn packed_bytes(dtype: StoredDtype, rows: usize, columns: usize) -> u
     PackedPart::size_of(dtype, rows, columns)
 }
 
-/// `x [m, in_features] f32` times the transposed weight, plus `bias [out_features] f32` if any: `[m, out_features] f32`.
+/// `x [m, in_features]`, f32 or as [`PackedWeight::takes`] says, times the transposed weight, plus `bias [out_features] f32` if any: `[m, out_features] f32`.
 pub fn linear<M: Operand>(
     compute: &Compute,
     x: &M,
@@ -219,7 +219,7 @@ pub(crate) fn gated_linear(
     (gate, next): (Gate, &PackedWeight),
 ) -> Result<Matrix, ModelError> {
     if let WeightStorage::Packed(parts) = &weight.storage
-        && cpu::linear::gates(parts, weight.out_features)
+        && cpu::linear::has_gated_body(parts, weight.out_features)
         && weight.check(x.view(), bias)? > 0
     {
         let _timer = compute.time(Op::Linear);

@@ -4,7 +4,8 @@
 //! operations, which runs on any device. `cpu/` holds the bodies that run on the CPU, `cuda/` those that run on a GPU. An op
 //! picks its body once, by [`Compute::kernels`].
 //!
-//! Where a contract says that activations are f32, they are f32 or bf16 on a GPU, as the weights are (`cuda/mod.rs`).
+//! Where a contract says that activations are f32, they are f32 or bf16 on a GPU, as the weights are (`cuda/mod.rs`). On a CPU
+//! rows that only a product reads may be bf16 already, where it would round them (`PackedWeight::takes`).
 //!
 //! The promise of the CPU bodies: each output row is accumulated in one fixed order. A row's bits do not depend on the
 //! other rows of the batch, on how a sequence was cut into steps, on the number of threads, or on whether the portable

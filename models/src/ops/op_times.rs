@@ -14,6 +14,7 @@ pub enum Op {
     StoreKv,
     PrepareQkv,
     Attention,
+    /// Where it is an op of its own: a product whose outputs are gates has it in its time.
     GateMul,
     Activation,
     GatherRows,

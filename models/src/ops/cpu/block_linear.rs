@@ -22,7 +22,8 @@ use crate::StoredDtype;
 use crate::ops::Compute;
 use crate::ops::blocks::UNIT;
 
-/// Rows of one task, which fit in the second-level cache: a whole number of tiles of any instructions.
+/// Rows of one task, but of the last one: a whole number of tiles of any instructions. They fit in the second-level cache,
+/// half as many more included.
 const TASK_ROWS: usize = 80;
 /// Rows for which reading a weight takes about as long as using it.
 const ROWS_OF_A_READ: usize = 5;
@@ -311,7 +312,8 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
         });
         let blocks = panels.map(|panel| panel.wrapping_add(unit / num_units * block_bytes));
         let quants = blocks.map(|block| block.wrapping_add(F::LAYOUT.unit(unit % num_units)));
-        // As far ahead as this unit has come of its block, scales included; behind the panels stand those that are visited next.
+        // As far ahead as this unit has come of its block, scales included; behind the panels stand those that are
+        // visited next, unless gates are followed by what they let through.
         let panel_bytes = self.linear.panel_bytes;
         let further = unit * block_bytes / num_units + L::PREFETCH_BYTES / PANELS;
         let further = if further < panel_bytes { further } else { further + (PANELS - 1) * panel_bytes };

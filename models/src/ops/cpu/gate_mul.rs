@@ -68,8 +68,10 @@ unsafe fn each<V: Vector, C: Curve>((gate, up): (&[f32], &[f32]), out: &mut [f32
         for (out, (gate, up)) in outs.iter_mut().zip(gates.iter().zip(ups)) {
             eight::<V, C>(gate, up, curve).store(out.as_mut_ptr());
         }
-        let last = eight::<V, C>(&padded(last_gate), &padded(last_up), curve).to_array();
-        last_out.copy_from_slice(&last[..last_gate.len()]);
+        if !last_gate.is_empty() {
+            let last = eight::<V, C>(&padded(last_gate), &padded(last_up), curve).to_array();
+            last_out.copy_from_slice(&last[..last_gate.len()]);
+        }
     }
 }
 

@@ -34,11 +34,13 @@ impl GatedRows<'_> {
     /// Computes `product`.
     pub(super) fn take<P: Product>(&self, compute: &Compute, product: &P) {
         let of_both = product.tasks();
-        let panels_per_task = of_both.panels_per_task.div_ceil(2).next_multiple_of(MAX_PANELS);
+        // Products that visit panels one by one may have fewer.
+        let together = if of_both.panels_per_task.is_multiple_of(MAX_PANELS) { MAX_PANELS } else { 1 };
+        let panels_per_task = of_both.panels_per_task.div_ceil(2).next_multiple_of(together);
         let tasks = Tasks { out_features: self.width, panels_per_task, ..*of_both };
         let rows_at_once = tasks.most_rows();
         let panels_at_once = SCRATCH_BYTES / (2 * rows_at_once * PANEL * size_of::<f32>());
-        let panels_at_once = (panels_at_once / MAX_PANELS * MAX_PANELS).clamp(MAX_PANELS, panels_per_task);
+        let panels_at_once = (panels_at_once / MAX_PANELS * MAX_PANELS).max(MAX_PANELS).min(panels_per_task);
         let scratch_len = 2 * rows_at_once * panels_at_once * PANEL;
         let workspace = compute.workspace();
         // Each task finds its own, however many run at a time.
@@ -120,11 +122,12 @@ impl<P: Product> ToGated<'_, P> {
 mod tests {
     use half::bf16;
 
+    use super::super::linear::has_gated_body;
+    use super::super::panels::PANEL;
+    use crate::ops::linear::WeightStorage;
     use crate::ops::{self, Compute, Gate, KernelSet, Matrix, PackedWeight, WeightPart, gated_linear};
     use crate::selftest::numbers::Random;
     use crate::{ActivationDtype, StoredDtype};
-
-    const INPUTS: usize = 96;
 
     fn weight(compute: &Compute, dtype: StoredDtype, outputs: usize, inputs: usize) -> PackedWeight {
         let values = Random(outputs as u64).values(outputs * inputs).into_iter();
@@ -146,18 +149,31 @@ mod tests {
     }
 
     /// Compares what the product behind the gates makes of them.
-    fn check(compute: &Compute, dtype: StoredDtype, width: usize, num_rows: usize) {
-        let [gate_up, down] = [(2 * width, INPUTS), (32, width)].map(|(n, k)| weight(compute, dtype, n, k));
+    fn check(compute: &Compute, dtype: StoredDtype, (inputs, width): (usize, usize), num_rows: usize) {
+        let [gate_up, down] = [(2 * width, inputs), (32, width)].map(|(n, k)| weight(compute, dtype, n, k));
+        let WeightStorage::Packed(parts) = gate_up.storage() else { panic!("for a CPU") };
+        assert_eq!(has_gated_body(parts, 2 * width), width.is_multiple_of(PANEL), "{width}");
         let mut random = Random(num_rows as u64);
-        let values = random.values(num_rows * INPUTS);
-        let x = Matrix::host(compute.workspace().copy_of(values.into_iter()), num_rows, INPUTS);
+        let values = random.values(num_rows * inputs);
+        let x = Matrix::host(compute.workspace().copy_of(values.into_iter()), num_rows, inputs);
         let bias = random.tensor(&[2 * width], ops::Float::F32);
         for (gate, bias) in [(Gate::Silu, None), (Gate::GeluTanh, Some(&bias)), (Gate::GeluErf, Some(&bias))] {
             let apart = ops::gate_mul(compute, &ops::linear(compute, &x, &gate_up, bias).unwrap(), gate).unwrap();
             let together = gated_linear(compute, &x, (&gate_up, bias), (gate, &down)).unwrap();
             assert_eq!((together.num_rows(), together.width()), (num_rows, width));
             let [apart, together] = [apart, together].map(|x| bits(ops::linear(compute, &x, &down, None).unwrap()));
-            assert_eq!(apart, together, "{compute:?} {dtype} {gate:?} [{num_rows}, {width}]");
+            assert_eq!(apart, together, "{compute:?} {dtype} {gate:?} [{num_rows}, {inputs}, {width}]");
+        }
+    }
+
+    /// On one thread a task has more panels than stand in its scratch at a time; and `k` is cut, before rows or behind them.
+    #[test]
+    fn gates_of_many_inputs_give_the_same_bits() {
+        let compute = Compute::cpu_with_kernels(1, KernelSet::detect()).unwrap();
+        for compute in [compute.clone(), compute.for_kv_of(crate::KvFormat::Bf16)] {
+            for dtype in [StoredDtype::F32, StoredDtype::F16, StoredDtype::Bf16, StoredDtype::Q8_0] {
+                [(3104, 20), (4096, 80)].into_iter().for_each(|(k, rows)| check(&compute, dtype, (k, 1024), rows));
+            }
         }
     }
 
@@ -174,7 +190,7 @@ mod tests {
                         [(32_usize, 1), (96, 2), (608, 13), (160, 79), (160, 140), (320, 200), (40, 5)]
                     {
                         if dtype != StoredDtype::Q8_0 || width.is_multiple_of(32) {
-                            check(&compute, dtype, width, num_rows);
+                            check(&compute, dtype, (96, width), num_rows);
                         }
                     }
                 }

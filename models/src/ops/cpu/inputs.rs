@@ -19,6 +19,8 @@ impl<'a> Inputs<'a> {
         match x {
             MatrixView::Rounded { values, num_rows, width } if takes(parts) == Float::Bf16 => {
                 let stride = row_stride::<Bf16Pair>(width / 2);
+                // Bodies read through pointers.
+                assert!(values.len() >= num_rows * 2 * stride, "rows as long as they are said to be");
                 Ok(Self::Rounded(PairRows { pairs: Bf16Pair::all_of(values), num_rows, stride }))
             }
             x => Ok(Self::Floats(Rows::of(x)?)),

@@ -29,7 +29,8 @@ use super::view::Rows;
 use crate::ops::{Compute, Float, Gate, Matrix, MatrixView};
 use crate::{ActivationDtype, ModelError};
 
-/// Rows of one task: a whole number of tiles of any instructions. With a piece of `k` they fit in the second-level cache.
+/// Rows of one task, but of the last one: a whole number of tiles of any instructions. With a piece of `k` they fit in the
+/// second-level cache, half as many more included.
 const TASK_ROWS: usize = 72;
 
 /// Rows for which reading a weight takes about as long as using it.
@@ -86,7 +87,7 @@ pub(crate) fn gated_linear(
 }
 
 /// Whether [`gated_linear`] has a body for a weight of these outputs.
-pub(crate) fn gates(parts: &[PackedPart], out_features: usize) -> bool {
+pub(crate) fn has_gated_body(parts: &[PackedPart], out_features: usize) -> bool {
     parts.len() == 1 && out_features.is_multiple_of(2 * PANEL)
 }
 
@@ -181,7 +182,7 @@ struct Place {
     panel: usize,
     k: Range<usize>,
     ahead: Ahead,
-    /// The panel that is visited after those of the row block.
+    /// The panel that is visited after those of the row block, where its rows are the last that meet them.
     next_panel: usize,
 }
 

@@ -202,30 +202,32 @@ mod tests {
 
     const HEADS: usize = 3;
 
-    /// Every number of one side, where [`KvLayer::place`] says that it stands.
-    fn stored(layer: &KvLayer, side: KvSide, slots: &[Slot]) -> Vec<f32> {
+    fn numbers(layer: &KvLayer, side: KvSide) -> Vec<f32> {
         let tensor = if side == KvSide::Keys { &layer.k } else { &layer.v };
-        let numbers: Vec<f32> = match layer.format() {
-            KvFormat::Bf16 => {
-                tensor.flatten_all().unwrap().to_vec1::<bf16>().unwrap().iter().map(|n| n.to_f32()).collect()
-            }
-            _ => tensor.flatten_all().unwrap().to_vec1().unwrap(),
-        };
+        let tensor = tensor.flatten_all().unwrap();
+        match layer.format() {
+            KvFormat::Bf16 => tensor.to_vec1::<bf16>().unwrap().iter().map(|number| number.to_f32()).collect(),
+            _ => tensor.to_vec1().unwrap(),
+        }
+    }
+
+    /// Every number of the slots' tokens, where [`KvLayer::place`] says that it stands.
+    fn stored(layer: &KvLayer, side: KvSide, slots: &[Slot]) -> Vec<f32> {
+        let numbers = numbers(layer, side);
         let places = slots.iter().flat_map(|slot| (0..HEADS).map(|head| layer.place(side, slot.0 as usize, head)));
-        places
-            .flat_map(|place| (0..layer.head_dim()).map(move |d| place.first + d * place.stride))
-            .map(|at| numbers[at])
-            .collect()
+        let at = places.flat_map(|place| (0..layer.head_dim()).map(move |d| place.first + d * place.stride));
+        at.map(|at| numbers[at]).collect()
     }
 
     #[test]
     fn neighbours_in_a_tile_and_tokens_apart_are_written_where_they_belong() {
-        // Whole tiles, the beginning of one, its end, runs of every length below those that turn squares, and no run at all.
+        // Whole tiles, the middle of one, its end, shorter runs than those that are turned in squares, and no run at all.
         let runs = [0..32, 40..43, 43..48, 60..64, 65..66, 80..81, 95..97, 70..72];
         let slots: Vec<Slot> = runs.into_iter().flatten().chain([69, 68, 67]).map(Slot).collect();
         for format in [KvFormat::F32, KvFormat::Bf16] {
             for head_dim in [8, 20, 64] {
-                for kernels in [KernelSet::Portable, KernelSet::detect()] {
+                let sets = [KernelSet::Portable, KernelSet::Avx2Fma, KernelSet::Avx512];
+                for kernels in sets.into_iter().filter(|kernels| kernels.is_supported()) {
                     let spec = KvCacheSpec {
                         groups: vec![KvGroup::full(1)],
                         num_kv_heads: HEADS,
@@ -241,7 +243,10 @@ mod tests {
                     for (side, x) in [(KvSide::Keys, k), (KvSide::Values, v)] {
                         let rounded = x.to_dtype(format.dtype()).unwrap().to_dtype(candle_core::DType::F32).unwrap();
                         let expected: Vec<f32> = rounded.flatten_all().unwrap().to_vec1().unwrap();
-                        assert_eq!(stored(&layer, side, &slots), expected, "{side:?} {format:?} {head_dim} {kernels}");
+                        let what = format!("{side:?} {format:?} {head_dim} {kernels}");
+                        assert_eq!(stored(&layer, side, &slots), expected, "{what}");
+                        let everywhere = numbers(&layer, side).into_iter().filter(|number| *number != 0.0).count();
+                        assert_eq!(everywhere, expected.len(), "{what}: no more than that is written");
                     }
                 }
             }

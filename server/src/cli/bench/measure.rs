@@ -201,7 +201,8 @@ impl Runner {
         Ok(self.recorder.lock().measured)
     }
 
-    /// All at once: no step begins meanwhile. Otherwise a short answer may be over before the last prompt is there.
+    /// All at once, up to the few hundred that an engine takes in before a step: none begins meanwhile. Otherwise a short answer
+    /// may be over before the last prompt is there.
     fn submit(&self, load: Workload, round: u64) -> Result<Vec<EventStream>, SubmitError> {
         let engine = self.engine.handle();
         let _turn = self.turns.take();
