@@ -7,7 +7,7 @@ use crate::ops::{PANEL, RoundedUnit, row_stride};
 ///
 /// Ops take their outputs from a workspace, which gives each the smallest piece that it has and that is large enough, and
 /// asks the allocator where none is. So what a step holds is what comes of asking for the same pieces in the same order,
-/// which is done here. What threads hold for a tile at a time is left out.
+/// which is done here. What threads hold for a tile at a time is reckoned for one of them, which is much of a short step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Activations {
     hidden: usize,
@@ -28,12 +28,20 @@ struct LayerWidths {
     ffn_norm_first: bool,
     qkv: usize,
     queries: usize,
+    /// Of the queries, weights and sums of one head of keys.
+    attended_at_once: usize,
     /// Of the feed-forward network's first product, and of what its activation makes of it.
     up: usize,
     activated: usize,
 }
 
 const F32_BYTES: u64 = 4;
+/// Tokens that one thread attends at a time, and keys.
+const ATTENDED_ROWS: usize = 16;
+const ATTENDED_KEYS: usize = 64;
+/// Gates, and what they let through, that one thread has at a time where rows are many.
+const GATED_WIDTH: usize = 2 * 4 * PANEL;
+const GATED_ROWS: usize = 80;
 /// After the first two layers, nothing new is asked for.
 const LAYERS: usize = 3;
 
@@ -46,6 +54,7 @@ impl Activations {
             ffn_norm_first: true,
             qkv: 0,
             queries: 0,
+            attended_at_once: 0,
             up: 0,
             activated: 0,
         });
@@ -84,16 +93,18 @@ impl Activations {
         let stream = pieces.replaced(residual, addend, sum);
         let product = self.multiply(pieces, (tokens, self.hidden), (qkv, norms_first));
         let attended = take(pieces, self.handed_on(queries));
-        pieces.give_back(product);
+        let at_once = if self.rounded.gates_stay { tokens.min(ATTENDED_ROWS) } else { 0 };
+        let scratch = pieces.take(at_once, self.layer.attended_at_once);
+        [scratch, product].into_iter().for_each(|piece| pieces.give_back(piece));
         let output = self.multiply(pieces, (tokens, queries), (self.hidden, true));
         pieces.give_back(attended);
         normed.into_iter().for_each(|normed| pieces.give_back(normed));
         let of_norm = if ffn_norm_first { self.handed_on(self.hidden) } else { self.hidden };
         let (sum, normed) = (take(pieces, self.hidden), take(pieces, of_norm));
-        let stream = pieces.replaced(stream, Some(output), Some(sum));
-        let output = self.run_ffn(pieces, tokens);
-        pieces.give_back(normed);
-        (stream, Some(output))
+        let stream = pieces.replaced(stream, None, Some(sum));
+        let addend = self.run_ffn(pieces, tokens);
+        [normed, output].into_iter().for_each(|piece| pieces.give_back(piece));
+        (stream, Some(addend))
     }
 
     fn run_ffn(&self, pieces: &mut Pieces, tokens: usize) -> Piece {
@@ -101,6 +112,8 @@ impl Activations {
         if up > activated && self.rounded.gates_stay && activated.is_multiple_of(PANEL) {
             let gated = pieces.take(tokens, self.handed_on(activated));
             self.round(pieces, (tokens, self.hidden), ffn_norm_first);
+            let scratch = pieces.take(tokens.min(GATED_ROWS), GATED_WIDTH);
+            pieces.give_back(scratch);
             let output = self.multiply(pieces, (tokens, activated), (self.hidden, true));
             pieces.give_back(gated);
             return output;
@@ -215,13 +228,16 @@ impl Pieces {
 impl LayerWidths {
     fn of(layer: &LayerSpec) -> Self {
         let (qkv, queries) = layer.attention().map_or((0, 0), |is| (qkv_width(is), is.num_heads * is.head_dim));
+        let attended_at_once = layer
+            .attention()
+            .map_or(0, |is| is.num_heads / is.num_kv_heads.max(1) * (2 * (is.head_dim + 1) + ATTENDED_KEYS));
         let (up, activated) = match layer.ffn {
             FfnSpec::Gated { intermediate_size, .. } => (2 * intermediate_size, intermediate_size),
             FfnSpec::Plain { intermediate_size, .. } => (intermediate_size, intermediate_size),
         };
         let norms_first = matches!(layer.placement, NormPlacement::Pre);
         let ffn_norm_first = norms_first || matches!(layer.placement, NormPlacement::PreFfnOnly);
-        Self { norms_first, ffn_norm_first, qkv, queries, up, activated }
+        Self { norms_first, ffn_norm_first, qkv, queries, attended_at_once, up, activated }
     }
 }
 
