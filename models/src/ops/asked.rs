@@ -129,8 +129,7 @@ mod tests {
 
     #[test]
     fn the_likeliest_tokens_are_those_of_the_row_with_every_body_and_dtype_and_any_number_of_rows() {
-        let bodies = [KernelSet::Portable, KernelSet::Avx2Fma, KernelSet::Avx512, KernelSet::Avx512Bf16];
-        for kernels in bodies.into_iter().filter(|kernels| kernels.is_supported()) {
+        for kernels in KernelSet::of_this_cpu() {
             for threads in [1, 3] {
                 let floats = Compute::cpu_with_kernels(threads, kernels).unwrap();
                 let pairs = floats.clone().with_bf16_products();

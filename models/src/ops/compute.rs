@@ -56,6 +56,13 @@ impl KernelSet {
         fastest_first.into_iter().find(|kernels| kernels.is_supported()).unwrap_or(Self::Portable)
     }
 
+    /// Every fast body that it runs.
+    #[cfg(test)]
+    pub(crate) fn of_this_cpu() -> impl Iterator<Item = Self> {
+        let bodies = [Self::Portable, Self::Avx2Fma, Self::Avx512, Self::Avx512Bf16];
+        bodies.into_iter().filter(|kernels| kernels.is_supported())
+    }
+
     /// Whether a row's bits depend on the row alone, and not on the batch that it is in.
     pub fn keeps_rows_equal(self) -> bool {
         matches!(self, Self::Portable | Self::Avx2Fma | Self::Avx512 | Self::Avx512Bf16)

@@ -179,8 +179,7 @@ mod tests {
 
     #[test]
     fn gates_that_stay_in_the_cache_give_the_bits_of_gates_that_do_not() {
-        let bodies = [KernelSet::Portable, KernelSet::Avx2Fma, KernelSet::Avx512, KernelSet::Avx512Bf16];
-        for kernels in bodies.into_iter().filter(|kernels| kernels.is_supported()) {
+        for kernels in KernelSet::of_this_cpu() {
             let floats = Compute::cpu_with_kernels(3, kernels).unwrap();
             let bytes = floats.with_activations_in(ActivationDtype::Int8).unwrap();
             for compute in [floats.clone(), floats.with_bf16_products(), bytes] {

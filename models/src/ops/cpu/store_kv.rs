@@ -226,8 +226,7 @@ mod tests {
         let slots: Vec<Slot> = runs.into_iter().flatten().chain([69, 68, 67]).map(Slot).collect();
         for format in [KvFormat::F32, KvFormat::Bf16] {
             for head_dim in [8, 20, 64] {
-                let sets = [KernelSet::Portable, KernelSet::Avx2Fma, KernelSet::Avx512];
-                for kernels in sets.into_iter().filter(|kernels| kernels.is_supported()) {
+                for kernels in KernelSet::of_this_cpu() {
                     let spec = KvCacheSpec {
                         groups: vec![KvGroup::full(1)],
                         num_kv_heads: HEADS,

@@ -1,6 +1,6 @@
 use candle_core::{DType, Device, Tensor};
 
-use crate::ops::{self, AttentionParams, AttentionPlan, Compute, Direction, Float, KernelSet, Matrix, QueryRows};
+use crate::ops::{self, AttentionParams, AttentionPlan, Compute, Float, KernelSet, Matrix, QueryRows};
 use crate::ops::{LayerNormParams, Operand};
 use crate::selftest::numbers::Random;
 use crate::selftest::world::{Shape, World};
@@ -9,9 +9,7 @@ const EPS: f32 = 1e-5;
 
 /// Every body that this CPU has, on one thread and on three.
 fn bodies() -> Vec<Compute> {
-    let sets = [KernelSet::Portable, KernelSet::Avx2Fma, KernelSet::Avx512, KernelSet::Avx512Bf16];
-    let supported = sets.into_iter().filter(|kernels| kernels.is_supported());
-    supported
+    KernelSet::of_this_cpu()
         .flat_map(|kernels| [1, 3].map(|threads| Compute::cpu_with_kernels(threads, kernels).unwrap()))
         .map(Compute::with_bf16_products)
         .collect()
@@ -60,15 +58,7 @@ fn what_is_attended_and_handed_on_in_bf16_is_that_in_f32_rounded() {
             let q = random.tensor(&[tokens, shape.num_heads(), head_dim], Float::F32);
             let (layer, input) = (world.layer().clone(), &world.input);
             let plan = AttentionPlan::new(input);
-            let params = AttentionParams {
-                scale: shape.scale(),
-                direction: Direction::Causal,
-                window: None,
-                alibi_slopes: None,
-                soft_cap: None,
-                sinks: None,
-                temperature: None,
-            };
+            let params = AttentionParams::causal(shape.scale());
             check(&format!("{compute:?} heads of {head_dim}"), |form| {
                 ops::attended(&compute, q.queries().unwrap(), &layer, (&plan, &params), form).unwrap()
             });
