@@ -5,6 +5,7 @@ use std::time::Duration;
 use passerelle_models::BlockCopy;
 
 use crate::cost::CostNs;
+use crate::pace::Prompts;
 use crate::sequence::{Sequence, SequenceId};
 
 /// One step's decision.
@@ -22,6 +23,8 @@ pub(crate) struct ScheduledBatch {
     pub(crate) num_one_behind: usize,
     /// That bound.
     pub(crate) most_added: Duration,
+    /// Those that are not done with what they get.
+    pub(crate) prompts: Prompts,
     /// Sequences that lost their blocks.
     pub(crate) preemptions: usize,
     /// Prompt tokens of requests whose first step this is.

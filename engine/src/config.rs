@@ -41,13 +41,12 @@ pub struct EngineConfig {
     pub seed: u64,
 }
 
-/// A bound of what prompts add to a step, by what that takes without them.
+/// A bound of what prompts add to a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AddedLatency {
-    /// Twice as long, but 50 ms at least and 250 ms at most: where steps are short, an even flow is worth more than the
-    /// little that long pieces of prompts save, and nobody reads so fast that shorter pieces would help.
+    /// By what the step takes without them, and by how long they have been waiting: `engine/src/pace.rs` says how.
     #[default]
-    TwiceAsLong,
+    Paced,
     /// So long, whatever the step takes.
     AtMost(Duration),
 }
@@ -93,24 +92,6 @@ impl Default for EngineConfig {
             former_costs: None,
             seed: 0,
         }
-    }
-}
-
-impl AddedLatency {
-    const LEAST: Duration = Duration::from_millis(50);
-    const MOST: Duration = Duration::from_millis(250);
-
-    /// To a step that takes so long without it.
-    pub(crate) fn to(self, alone: Duration) -> Duration {
-        match self {
-            Self::TwiceAsLong => alone.saturating_mul(2).clamp(Self::LEAST, Self::MOST),
-            Self::AtMost(most) => most,
-        }
-    }
-
-    /// To any step.
-    pub fn at_most(self) -> Duration {
-        self.to(Duration::MAX)
     }
 }
 

@@ -37,6 +37,7 @@ mod meter;
 mod model_runner;
 mod overrun;
 mod owned_thread;
+mod pace;
 mod policy;
 mod prefix;
 mod prefix_index;

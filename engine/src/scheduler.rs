@@ -10,8 +10,8 @@
 //! max_num_batched_tokens
 //! | one token each for sequences that are one behind | catching up: in order, then of the waiting queue |
 //!   those of batch in turns, beside better ones        at most prefill_chunk_tokens, and no more than runs within
-//!   ([`streams`])                                       max_added_latency, by default twice what the left part takes, if
-//!                                                       that is not empty ([`Overrun`])
+//!   ([`streams`])                                       max_added_latency, by default what [`Pace`] says of the left part,
+//!                                                       if that is not empty ([`Overrun`])
 //! ```
 //!
 //! The order is that of [`SequenceId`]: the better class, then age. Each sequence that catches up gets at most half of
@@ -40,6 +40,7 @@ use crate::cost::{CostModel, CostNs};
 use crate::event_stream::EventSender;
 use crate::kv_cache_manager::{KvCacheManager, Prefixes};
 use crate::overrun::Overrun;
+use crate::pace::{Pace, Prompts};
 use crate::policy::{Waiting, WaitingQueue, take_out};
 use crate::request::Class;
 use crate::running::Running;
@@ -58,6 +59,7 @@ pub(crate) struct Scheduler {
     config: EngineConfig,
     costs: CostModel,
     overrun: Overrun,
+    pace: Pace,
     /// In which better ones than batch generated.
     steps_of_better: u64,
     /// Of the last step that gave any; kept for its memory.
@@ -87,6 +89,7 @@ impl Scheduler {
             config,
             costs,
             overrun: Overrun::new(costs),
+            pace: Pace::default(),
             steps_of_better,
             turns,
             former_batch,
@@ -133,13 +136,14 @@ impl Scheduler {
             batch.num_one_behind = streams.moving.count;
         }
         let alone = Duration::from_nanos(self.overrun.of_streams(streams.moving));
-        batch.most_added = self.config.max_added_latency.to(alone);
+        batch.most_added = self.pace.added(self.config.max_added_latency, alone);
         let time = self.overrun.budget(batch.most_added);
         let mut budget = CatchUpBudget::of_step(&self.config, self.costs, &streams, time);
         let catch_up_tokens = budget.tokens;
         self.hand_out(&mut batch, &mut budget);
         self.let_somebody_move(&mut batch);
         batch.catch_up_tokens = catch_up_tokens - budget.tokens;
+        batch.prompts = self.prompts_left(streams.worst_protected);
         self.conclude(&mut batch);
         batch
     }
@@ -147,6 +151,9 @@ impl Scheduler {
     /// The step that ran `batch` took so long, which the next ones reckon with.
     pub(crate) fn note_duration(&mut self, batch: &ScheduledBatch, took: Duration) {
         self.overrun.note(batch, took);
+        if batch.num_one_behind > 0 {
+            self.pace.note(took, batch.prompts);
+        }
     }
 
     /// What was scheduled last, while nobody has left or joined since.
@@ -325,6 +332,15 @@ impl Scheduler {
         if let Some(class) = best_behind {
             self.waiting.note_turn(class, self.now);
         }
+    }
+
+    /// What the step leaves undone of those up to class `worst`.
+    fn prompts_left(&mut self, worst: Class) -> Prompts {
+        let next = self.next_class();
+        let behind = self.running.iter().filter(|sequence| sequence.num_remaining() > 1);
+        let left = behind.filter(|sequence| sequence.num_scheduled < sequence.num_remaining());
+        let classes = left.map(|sequence| sequence.id.class).chain(next);
+        if classes.filter(|&class| class <= worst).count() > 1 { Prompts::Wait } else { Prompts::Pass }
     }
 
     /// Of those that run and are more than a token behind.

@@ -30,6 +30,8 @@ pub(crate) struct StreamsOfStep {
     pub(crate) moving: Streams,
     /// Of them, those that whoever catches up may hold up within a bound only.
     pub(crate) num_protected: usize,
+    /// The worst of their classes.
+    pub(crate) worst_protected: Class,
     /// That batch may catch up in, if it may.
     pub(crate) batch_time: Option<CostNs>,
 }
@@ -56,30 +58,33 @@ impl Scheduler {
             }
         }
         let better = moving;
-        let step = if better.count > 0 {
+        let (moving, batch_time) = if better.count > 0 {
             self.beside_streams(better, &mut turns)
         } else {
             let most = if better_catch_up { 0 } else { UNBOUNDED };
             self.give_turns((better, most), &mut turns)
         };
         self.turns = turns;
-        let num_protected = if better_catch_up { better.count } else { step.moving.count };
-        StreamsOfStep { num_protected, ..step }
+        let num_protected = if better_catch_up { better.count } else { moving.count };
+        let worst_protected = if better.count > 0 { Class::Standard } else { Class::Batch };
+        StreamsOfStep { moving, num_protected, worst_protected, batch_time }
     }
 
-    fn beside_streams(&mut self, better: Streams, turns: &mut [Turn]) -> StreamsOfStep {
+    /// All streams that move, and the time in which batch may catch up.
+    fn beside_streams(&mut self, better: Streams, turns: &mut [Turn]) -> (Streams, Option<CostNs>) {
         self.steps_of_better += 1;
         if self.steps_of_better.is_multiple_of(STEPS_UNTIL_SAT_OUT) {
-            return StreamsOfStep { moving: better, num_protected: better.count, batch_time: None };
+            return (better, None);
         }
         let took = self.overrun.of_streams(better);
-        let step = self.give_turns((better, 2 * took), turns);
+        let (moving, batch_time) = self.give_turns((better, 2 * took), turns);
         // Whoever catches up reckons in prices.
         let in_prices = |time| self.overrun.budget(Duration::from_nanos(time));
-        StreamsOfStep { batch_time: step.batch_time.map(|time| time.min(in_prices(time))), ..step }
+        (moving, batch_time.map(|time| time.min(in_prices(time))))
     }
 
-    fn give_turns(&mut self, (mut moving, most): (Streams, CostNs), turns: &mut [Turn]) -> StreamsOfStep {
+    /// As [`Self::beside_streams`].
+    fn give_turns(&mut self, (mut moving, most): (Streams, CostNs), turns: &mut [Turn]) -> (Streams, Option<CostNs>) {
         if most < UNBOUNDED {
             turns.sort_unstable();
         }
@@ -91,8 +96,7 @@ impl Scheduler {
             self.running.at_mut(index).expect("it was found there").num_scheduled = 1;
             moving = with;
         }
-        let batch_time = Some(most.saturating_sub(self.overrun.of_streams(moving)));
-        StreamsOfStep { moving, num_protected: moving.count, batch_time }
+        (moving, Some(most.saturating_sub(self.overrun.of_streams(moving))))
     }
 
     /// The one batch stream whose turn it was may have lost its place for want of blocks: then the first has the turn.

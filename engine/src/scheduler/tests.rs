@@ -7,6 +7,7 @@ use crate::fixtures::{kv_cache, request, sequence};
 use crate::request::{Class, SamplingParams, ShareKey};
 
 mod held;
+mod pace;
 mod streams;
 
 /// Ten blocks of four tokens, and a model that answers with tokens nobody else has.
@@ -442,33 +443,4 @@ fn prompts_add_no_more_time_to_a_stream_than_was_configured() {
         chunks.push(ran[1].1);
     }
     assert!(chunks[0] == 5 && chunks.is_sorted_by(|a, b| a >= b), "a longer context leaves fewer tokens: {chunks:?}");
-}
-
-#[test]
-fn prompts_take_twice_as_long_as_the_streams_of_a_step_but_fifty_milliseconds_at_least_unless_a_bound_is_stated() {
-    let by_default = AddedLatency::default();
-    let stated = AddedLatency::AtMost(Duration::from_millis(7));
-    for (bound, stream_ms, added_ms) in
-        [(by_default, 1.0, 50), (by_default, 80.0, 160), (by_default, 300.0, 250), (stated, 80.0, 7)]
-    {
-        let stream_ns = stream_ms * 1e6;
-        let costs = CostModel {
-            prompt_token_ns: 1e6,
-            generated_token_ns: stream_ns,
-            context_token_ns: 0.0,
-            lone_token_ns: stream_ns,
-        };
-        let mut bench = Bench::new(EngineConfig {
-            num_kv_blocks: 200,
-            max_num_batched_tokens: 512,
-            prefill_chunk_tokens: 512,
-            max_added_latency: bound,
-            costs: Some(costs),
-            ..config()
-        });
-        bench.add(0, 3);
-        bench.step();
-        bench.add(1, 400);
-        assert_eq!(bench.step(), [(0, 1), (1, added_ms)], "beside a stream that takes {stream_ms} ms");
-    }
 }

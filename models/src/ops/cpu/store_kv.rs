@@ -8,7 +8,9 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 
 use super::cache_element::{CacheElement, signed_mut};
 use super::instructions::Instructions;
+use super::lanes::Lanes;
 use super::launch::{Kernel, Output, launch, split_rows};
+use super::row_stride::CACHE_LINE;
 use super::view::Rows;
 use crate::kv_cache::{KV_TILE, KvLayer, KvPlace, KvSide};
 use crate::ops::Compute;
@@ -16,6 +18,9 @@ use crate::{ModelError, Slot};
 
 /// Tokens side by side for which turning squares pays.
 const SQUARES_FROM: usize = 4;
+
+/// How much longer it takes to write a key's element than one of a row: it stands in a cache line that mostly is in memory.
+const SCATTERED: usize = 8;
 
 /// Shapes and slots are checked by the caller.
 pub(crate) fn store_kv(
@@ -71,7 +76,8 @@ impl Store<'_> {
     /// Threads divide the heads, not the tokens: two tokens with one slot by mistake then still do not race.
     fn store<E: CacheElement>(&self, cache: &mut [E]) {
         let (num_kv_heads, head_dim) = (self.layer.num_kv_heads(), self.layer.head_dim());
-        let (heads_per_task, num_tasks) = split_rows(num_kv_heads, self.slots.len() * head_dim);
+        let weight = if self.side == KvSide::Keys { SCATTERED } else { 1 };
+        let (heads_per_task, num_tasks) = split_rows(num_kv_heads, self.slots.len() * head_dim * weight);
         let heads = StoreHeads { store: self, cache: Output::new(cache), heads_per_task };
         launch(self.compute, num_tasks, &heads);
     }
@@ -97,19 +103,35 @@ impl<E: CacheElement> Kernel for StoreHeads<'_, E> {
     unsafe fn run<I: Instructions>(&self, task: usize) {
         let Store { slots, layer, .. } = *self.store;
         let first = task * self.heads_per_task;
-        for head in first..(first + self.heads_per_task).min(layer.num_kv_heads()) {
+        let end = (first + self.heads_per_task).min(layer.num_kv_heads());
+        for head in first..end {
             let mut token = 0;
             while token < slots.len() {
-                let num_tokens = self.store.num_neighbours(token);
+                let tokens = token..token + self.store.num_neighbours(token);
+                let (next_head, next) = if tokens.end < slots.len() { (head, tokens.end) } else { (head + 1, 0) };
+                if next_head < end {
+                    self.ask_for::<I::Panel>(next_head, next);
+                }
+                token = tokens.end;
                 // SAFETY: the slots are inside the cache, which the caller checked; the head belongs to this task alone.
-                unsafe { self.write(head, token..token + num_tokens) };
-                token += num_tokens;
+                unsafe { self.write(head, tokens) };
             }
         }
     }
 }
 
 impl<E: CacheElement> StoreHeads<'_, E> {
+    /// Asks for the lines in which a token's elements stand: while one token is written, memory brings those of the next.
+    #[inline(always)]
+    fn ask_for<L: Lanes>(&self, head: usize, token: usize) {
+        let Store { slots, layer, side, .. } = self.store;
+        let place = layer.place(*side, slots[token].0 as usize, head);
+        let step = (CACHE_LINE / size_of::<E>()).div_ceil(place.stride);
+        for d in (0..layer.head_dim()).step_by(step) {
+            L::prefetch_to_second_level(self.cache.address(place.first + d * place.stride));
+        }
+    }
+
     /// Of tokens that stand side by side in one tile.
     ///
     /// # Safety
