@@ -136,7 +136,10 @@ impl Activations {
         if self.rounded.element_bytes == 0 {
             return 0;
         }
-        row_stride::<u8>(width * self.rounded.element_bytes / UNIT).div_ceil(F32_BYTES as usize)
+        let bytes = width * self.rounded.element_bytes / UNIT;
+        // Integers stand without a gap.
+        let stride = if self.rounded.facts_bytes > 0 { bytes } else { row_stride::<u8>(bytes) };
+        stride.div_ceil(F32_BYTES as usize)
     }
 
     /// A product of rows of `width` numbers, which are rounded for as long as it takes, unless they were before.

@@ -69,7 +69,7 @@ const TOLERANCE: f32 = 1.5e-3;
 #[test]
 fn products_are_those_of_the_dequantised_weights_for_every_number_of_rows() {
     for dtype in QUANTISED {
-        for m in (1..=11).chain([16, 65, 130]) {
+        for m in (1..=13).chain([16, 65, 130]) {
             let mut random = Random(m as u64);
             let (_, weights) = stored(dtype);
             let x = random.tensor(&[m, weights.dims()[1]]);
@@ -113,7 +113,7 @@ fn with_bytes(computes: impl IntoIterator<Item = Compute>) -> Vec<Compute> {
 #[test]
 fn activations_in_8_bits_meet_the_weights_as_they_are_rounded_in_every_body_alike() {
     for dtype in QUANTISED {
-        for m in [1, 2, 3, 5, 7, 66] {
+        for m in [1, 2, 3, 5, 7, 12, 66] {
             let (_, weights) = stored(dtype);
             let x = Random(m as u64).tensor(&[m, weights.dims()[1]]);
             let expected = in_bytes(&x).matmul(&weights.t().unwrap()).unwrap();
@@ -141,7 +141,7 @@ fn rows_of_a_large_weight_have_the_bits_of_those_of_small_ones() {
         let copies = [WeightPart { dtype, bytes: &bytes }; COPIES];
         for compute in fast().into_iter().chain(with_bytes(fast())) {
             let large = PackedWeight::pack(&compute, None, weights.dims()[1], &copies).unwrap();
-            for m in 1..=11 {
+            for m in 1..=13 {
                 let x = Random(m as u64).tensor(&[m, weights.dims()[1]]);
                 let together = linear(&compute, &x, &large, None).unwrap();
                 let alone = linear(&compute, &x, &pack(&compute, dtype), None).unwrap();

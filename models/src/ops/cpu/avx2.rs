@@ -33,6 +33,8 @@ impl Instructions for Avx2 {
     }
 }
 
+pub(super) const INTEGER_ROWS: usize = Avx2::INTEGER_ROWS;
+
 #[derive(Clone, Copy)]
 pub(super) struct Ymm(__m256);
 

@@ -14,8 +14,8 @@ use super::launch::Kernel;
 use super::pairs::Pairs;
 
 /// AVX-512 F, BW, DQ and VL with VNNI: 32 registers. 12 x 2 running sums and 2 weights leave some for what is on its way;
-/// factors come from memory as the multiply-add takes them. In a product of integers, 10 running sums and 10 sums of
-/// integers stand beside 4 weights and their scales.
+/// factors come from memory as the multiply-add takes them. In a product of integers, 12 x 2 sums of integers stand
+/// beside two weights and a part of activations that both meet; the running sums stay in the first-level cache.
 struct Avx512;
 
 impl Instructions for Avx512 {
@@ -25,8 +25,8 @@ impl Instructions for Avx512 {
     const TILE_ROWS: usize = 12;
     const TILE_SUMS: usize = 24;
     const PIECE_BYTES: usize = 64 * 1024;
-    const INTEGER_ROWS: usize = 10;
-    const INTEGER_SUMS: usize = 8;
+    const INTEGER_ROWS: usize = 12;
+    const INTEGER_SUMS: usize = 24;
 
     #[inline(always)]
     unsafe fn apart(piece: impl Piece) {
@@ -34,6 +34,8 @@ impl Instructions for Avx512 {
         unsafe { apart(piece) }
     }
 }
+
+pub(super) const INTEGER_ROWS: usize = Avx512::INTEGER_ROWS;
 
 #[derive(Clone, Copy)]
 pub(super) struct Zmm(pub(super) __m512);
@@ -122,6 +124,17 @@ impl Lanes for Zmm {
     #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) })
+    }
+
+    #[inline(always)]
+    unsafe fn add_scaled_in_memory(
+        sum: &mut Self,
+        product: __m512i,
+        (scale, factor): (Self, *const f32),
+        min: Option<(Self, *const f32)>,
+    ) {
+        let min = min.map(|(min, less)| (min.0, less));
+        unsafe { add_scaled_in_memory(sum, product, (scale.0, factor), min) }
     }
 
     #[inline(always)]
@@ -221,6 +234,36 @@ impl Pairs for ZmmPairs {
     }
 
     #[inline(always)]
+    unsafe fn dots_at<const N: usize>(panels: [Self; N], x: *const i32, sums: &mut [__m512i; N]) {
+        unsafe {
+            for at in (0..N - N % 2).step_by(2) {
+                let pair = [panels[at].0, panels[at + 1].0];
+                [sums[at], sums[at + 1]] = add_products_twice(pair, x, [sums[at], sums[at + 1]]);
+            }
+            if const { N % 2 == 1 } {
+                sums[N - 1] = panels[N - 1].dot_at(x, sums[N - 1]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dots_of_bytes_at<const N: usize>(
+        (panels, bits): ([Self; N], u32),
+        x: *const i32,
+        sums: &mut [__m512i; N],
+    ) {
+        unsafe {
+            for at in (0..N - N % 2).step_by(2) {
+                let pair = [panels[at].0, panels[at + 1].0];
+                [sums[at], sums[at + 1]] = add_products_of_bytes_twice(pair, x, [sums[at], sums[at + 1]]);
+            }
+            if const { N % 2 == 1 } {
+                sums[N - 1] = panels[N - 1].dot_bytes_at(bits, x, sums[N - 1]);
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn begin_bytes(sums: __m512i) -> __m512i {
         sums
     }
@@ -267,3 +310,81 @@ macro_rules! vnni {
 }
 vnni!(add_products, "vpdpwssd");
 vnni!(add_products_of_bytes, "vpdpbusd");
+
+/// The same for two panels, which meet the four bytes in a register: a load for each product is as many as the CPU can do.
+macro_rules! vnni_twice {
+    ($name:ident, $instruction:literal) => {
+        /// # Safety
+        /// Four bytes stand at `x`.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512vnni")]
+        unsafe fn $name(weights: [__m512i; 2], x: *const i32, [mut sums, mut others]: [__m512i; 2]) -> [__m512i; 2] {
+            let _lanes: __m512i;
+            // SAFETY: instructions that the CPU has, on registers and the bytes at `x`.
+            unsafe {
+                std::arch::asm!(
+                    "vpbroadcastd {x_lanes}, dword ptr [{x}]",
+                    concat!($instruction, " {sums}, {weights}, {x_lanes}"),
+                    concat!($instruction, " {others}, {other_weights}, {x_lanes}"),
+                    x_lanes = out(zmm_reg) _lanes,
+                    sums = inout(zmm_reg) sums,
+                    others = inout(zmm_reg) others,
+                    weights = in(zmm_reg) weights[0],
+                    other_weights = in(zmm_reg) weights[1],
+                    x = in(reg) x,
+                    options(pure, readonly, nostack, preserves_flags),
+                );
+            }
+            [sums, others]
+        }
+    };
+}
+vnni_twice!(add_products_twice, "vpdpwssd");
+vnni_twice!(add_products_of_bytes_twice, "vpdpbusd");
+
+/// As [`Lanes::add_scaled_in_memory`]: the compiler would fetch all sums first, for which there are not enough registers.
+///
+/// # Safety
+/// Numbers stand at both pointers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn add_scaled_in_memory(
+    sum: &mut Zmm,
+    product: __m512i,
+    (scale, factor): (__m512, *const f32),
+    min: Option<(__m512, *const f32)>,
+) {
+    let (_product, _factors): (__m512i, __m512);
+    // SAFETY: instructions that the CPU has, on registers and numbers.
+    unsafe {
+        match min {
+            None => std::arch::asm!(
+                "vcvtdq2ps {product}, {product}",
+                "vmulps {factors}, {scale}, dword ptr [{factor}]{{1to16}}",
+                "vfmadd213ps {product}, {factors}, zmmword ptr [{sum}]",
+                "vmovups zmmword ptr [{sum}], {product}",
+                product = inout(zmm_reg) product => _product,
+                factors = out(zmm_reg) _factors,
+                scale = in(zmm_reg) scale,
+                factor = in(reg) factor,
+                sum = in(reg) sum,
+                options(nostack, preserves_flags),
+            ),
+            Some((min, less)) => std::arch::asm!(
+                "vcvtdq2ps {product}, {product}",
+                "vmulps {factors}, {scale}, dword ptr [{factor}]{{1to16}}",
+                "vfmadd213ps {product}, {factors}, zmmword ptr [{sum}]",
+                "vfmadd231ps {product}, {min}, dword ptr [{less}]{{1to16}}",
+                "vmovups zmmword ptr [{sum}], {product}",
+                product = inout(zmm_reg) product => _product,
+                factors = out(zmm_reg) _factors,
+                scale = in(zmm_reg) scale,
+                min = in(zmm_reg) min,
+                factor = in(reg) factor,
+                less = in(reg) less,
+                sum = in(reg) sum,
+                options(nostack, preserves_flags),
+            ),
+        }
+    }
+}

@@ -34,6 +34,8 @@ const MIN_TASK_BYTES: usize = 32 * 1024;
 /// Panels that a few rows visit together at most.
 const MAX_PANELS: usize = 4;
 const CACHE_LINE: usize = 64;
+/// Running sums that have registers of their own beside as many sums of integers.
+const SUMS_IN_REGISTERS: usize = 8;
 
 /// The columns of one part: `x` is as wide as the weight.
 pub(super) fn linear<A: Activation>(
@@ -57,18 +59,20 @@ fn run<F: Format, A: Activation>(
     (sink, first_column): (&mut Sink<'_>, usize),
 ) {
     let out_features = weight.out_features;
+    // Whole groups.
+    let rows_per_task = TASK_ROWS - TASK_ROWS % x.group_rows;
     let num_panels = out_features.div_ceil(PANEL);
     let panel_bytes = weight.size_bytes() / num_panels;
     let panels_per_task = num_panels
         .div_ceil(compute.num_threads() * TASKS_PER_THREAD)
         .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(ROWS_OF_A_READ)))
-        .next_multiple_of(if x.num_rows < ROWS_OF_A_READ { MAX_PANELS } else { 1 });
+        .next_multiple_of(MAX_PANELS);
     let product = BlockLinear::<F, A> {
         x,
         panels: weight.as_slice(),
         panel_bytes,
         out_features,
-        tasks: Tasks { num_rows: x.num_rows, rows_per_task: TASK_ROWS, out_features, panels_per_task },
+        tasks: Tasks { num_rows: x.num_rows, rows_per_task, out_features, panels_per_task },
         steps: std::hint::black_box(F::STEPS),
         format: std::marker::PhantomData,
     };
@@ -78,11 +82,10 @@ fn run<F: Format, A: Activation>(
 /// Panels that a block of `num_rows` rows visits together: where reading takes longer than computing, as many streams as keep
 /// memory busy; and as many as give the products enough running sums.
 const fn panels_together<F: Format, I: Instructions>(num_rows: usize) -> usize {
-    let panels = I::INTEGER_SUMS / num_rows;
-    if F::WAITS_FOR_MEMORY && num_rows <= 2 || panels > MAX_PANELS {
+    if F::WAITS_FOR_MEMORY && num_rows <= 2 || MAX_PANELS * num_rows < I::INTEGER_SUMS {
         MAX_PANELS
-    } else if panels > 1 {
-        panels - panels % 2
+    } else if 2 * num_rows <= I::INTEGER_SUMS {
+        2
     } else {
         1
     }
@@ -270,6 +273,7 @@ struct BlockLinear<'a, F, A> {
 struct Tile<'a, F, A, const ROWS: usize, const PANELS: usize> {
     linear: &'a BlockLinear<'a, F, A>,
     target: &'a Target<'a>,
+    /// The first of a group.
     row: usize,
     panel: usize,
 }
@@ -280,6 +284,7 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Piece for
         let linear = self.linear;
         // SAFETY: the panels' units; the caller vouches for the rest.
         unsafe {
+            self.target.ask::<I::Panel, ROWS, PANELS>(self.row, self.panel * PANEL);
             let mut sums = [[I::Panel::splat(0.0); PANELS]; ROWS];
             for unit in 0..linear.x.width / UNIT {
                 self.unit(unit, &mut sums);
@@ -288,9 +293,13 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Piece for
                 for (panel, sums) in (self.panel..).zip(sums) {
                     let column = panel * PANEL;
                     let num_columns = PANEL.min(linear.out_features - column);
-                    let mut lanes = [0.0; PANEL];
-                    sums.store(lanes.as_mut_ptr());
-                    self.target.columns(row, column, num_columns).copy_from_slice(&lanes[..num_columns]);
+                    if num_columns == PANEL {
+                        sums.store(self.target.at(row, column));
+                    } else {
+                        let mut lanes = [0.0; PANEL];
+                        sums.store(lanes.as_mut_ptr());
+                        self.target.columns(row, column, num_columns).copy_from_slice(&lanes[..num_columns]);
+                    }
                     self.target.add_bias(row, column, num_columns);
                 }
             }
@@ -319,23 +328,26 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
         let further = if further < panel_bytes { further } else { further + (PANELS - 1) * panel_bytes };
         let ahead = panels.map(|panel| panel.wrapping_add(further));
         ahead.iter().for_each(|ahead| L::prefetch_to_second_level(ahead.wrapping_add(F::DOTS * F::STEPS * CACHE_LINE)));
-        // SAFETY: a row has facts of each unit.
-        let facts: [&UnitFacts; ROWS] = std::array::from_fn(|row| unsafe { self.facts(row, unit) });
+        let (parts, facts) = self.linear.x.unit((self.row, ROWS), unit);
+        // SAFETY: of all rows.
+        let facts = unsafe { &*facts.cast::<[UnitFacts; ROWS]>() };
         for dot in 0..F::DOTS {
             let ahead = ahead.map(|ahead| ahead.wrapping_add(dot * F::STEPS * CACHE_LINE));
             // SAFETY: inside the panels and the rows, for which the caller vouches.
             unsafe {
-                let products = self.products::<L>(unit, (&quants, dot), facts, &ahead);
+                let products = self.products::<L>((&quants, dot), (parts, facts), &ahead);
                 for (panel, &block) in blocks.iter().enumerate() {
                     let (scale, min): (L, L) = F::scales(block, unit % num_units, dot);
                     for row in 0..ROWS {
-                        let scale = scale.mul(L::splat(facts[row].scale));
+                        let facts = &facts[row];
                         let product = A::end::<L::Pairs>(F::BITS, products[row][panel]);
-                        let mut sum = L::of_sums(product).mul_add(scale, sums[row][panel]);
-                        if matches!(F::DTYPE, StoredDtype::Q4K) {
-                            sum = min.mul_add(L::splat(facts[row].less), sum);
+                        let min = matches!(F::DTYPE, StoredDtype::Q4K).then_some((min, &raw const facts.less));
+                        let (sum, scale) = (&mut sums[row][panel], (scale, &raw const facts.scale));
+                        if const { ROWS * PANELS > SUMS_IN_REGISTERS } {
+                            L::add_scaled_in_memory(sum, product, scale, min);
+                        } else {
+                            L::add_scaled(sum, product, scale, min);
                         }
-                        sums[row][panel] = sum;
                     }
                 }
             }
@@ -346,13 +358,12 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
     /// all panels' lines would wait for itself.
     ///
     /// # Safety
-    /// As [`Piece::run`]; `quants` are those of unit `unit` in each panel.
+    /// As [`Piece::run`]; `quants`, `parts` and `facts` are those of one unit in each panel and each row.
     #[inline(always)]
     unsafe fn products<L: Lanes>(
         &self,
-        unit: usize,
         (quants, dot): (&[*const u8; PANELS], usize),
-        facts: [&UnitFacts; ROWS],
+        (parts, facts): (*const i32, &[UnitFacts; ROWS]),
         ahead: &[*const u8; PANELS],
     ) -> [[A::Running<L::Pairs>; PANELS]; ROWS] {
         // SAFETY: inside the unit and the rows, for which the caller vouches.
@@ -363,73 +374,65 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
                 let begin = <L::Pairs as Pairs>::splat_sum(F::begin(&facts.begins, dot));
                 *sums = [A::begin::<L::Pairs>(begin); PANELS];
             }
-            let group = unit * UNIT + dot * UNIT / F::DOTS;
+            let fours_of_dot = dot * UNIT / 4 / F::DOTS;
+            let parts_of = |four: usize| parts.add((fours_of_dot + four) * A::PARTS * ROWS);
             for j in 0..self.linear.steps {
+                let mut fours = [[std::mem::zeroed::<L::Pairs>(); PANELS]; 2];
                 for (panel, &quants) in quants.iter().enumerate() {
                     L::prefetch_to_second_level(ahead[panel].wrapping_add(j * CACHE_LINE));
-                    let fours: [L::Pairs; 2] = F::step(quants, dot, j);
-                    for (n, four) in fours.into_iter().enumerate().take(F::WIDTH) {
-                        self.add_four::<L>((four, group + 4 * (j + n * F::STEPS)), panel, &mut sums);
-                    }
+                    [fours[0][panel], fours[1][panel]] = F::step(quants, dot, j);
+                }
+                for (n, fours) in fours.into_iter().enumerate().take(F::WIDTH) {
+                    self.add_fours::<L>((fours, parts_of(j + n * F::STEPS)), &mut sums);
                 }
             }
-            for (panel, &quants) in quants.iter().enumerate().take(if F::LEFT > 0 { PANELS } else { 0 }) {
-                self.add_four::<L>((F::left(quants, dot), group + 4 * F::WIDTH * F::STEPS), panel, &mut sums);
+            if const { F::LEFT > 0 } {
+                let mut fours = [std::mem::zeroed::<L::Pairs>(); PANELS];
+                for (four, &quants) in fours.iter_mut().zip(quants) {
+                    *four = F::left(quants, dot);
+                }
+                self.add_fours::<L>((fours, parts_of(F::WIDTH * F::STEPS)), &mut sums);
             }
             sums
         }
     }
 
-    /// Adds the products of a panel's quants with the inputs from `first` on.
+    /// Adds the products of all panels' quants with the four of each row that begins with `parts`.
     ///
     /// # Safety
     /// As [`Piece::run`].
     #[inline(always)]
-    unsafe fn add_four<L: Lanes>(
+    unsafe fn add_fours<L: Lanes>(
         &self,
-        (quants, first): (L::Pairs, usize),
-        panel: usize,
+        (quants, parts): ([L::Pairs; PANELS], *const i32),
         sums: &mut [[A::Running<L::Pairs>; PANELS]; ROWS],
     ) {
-        let x = &self.linear.x;
         // SAFETY: inside the rows, for which the caller vouches.
         unsafe {
-            let inputs = x.elements.as_ptr().add(self.row * x.stride + first);
-            for (part, factors) in A::factors(quants).into_iter().enumerate().take(A::PARTS) {
+            let mut factors = [quants; 2];
+            for (panel, &quants) in quants.iter().enumerate() {
+                [factors[0][panel], factors[1][panel]] = A::factors(quants);
+            }
+            for (part, factors) in factors.into_iter().enumerate().take(A::PARTS) {
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let part = inputs.add(row * x.stride).cast::<i32>().add(part);
-                    sums[panel] = A::dot((factors, F::BITS), part, sums[panel]);
+                    A::dots((factors, F::BITS), parts.add(part * ROWS + row), sums);
                 }
             }
         }
     }
-
-    /// # Safety
-    /// The rows of `x` must have such a row and unit.
-    #[inline(always)]
-    unsafe fn facts(&self, row: usize, unit: usize) -> &UnitFacts {
-        let x = &self.linear.x;
-        // SAFETY: the caller's.
-        unsafe { &*x.units.as_ptr().add((self.row + row) * (x.width / UNIT) + unit) }
-    }
 }
 
 impl<F: Format, A: Activation> BlockLinear<'_, F, A> {
-    /// One block of rows times some panels, as many of them together as such a block visits.
+    /// One group of rows times some panels, as many of them together as such a group visits.
     ///
     /// # Safety
     /// As [`Product::run`]; rows and panels exist and belong to the task.
     #[inline(always)]
-    unsafe fn row_block<I: Instructions>(
-        &self,
-        num_rows: usize,
-        panels: Range<usize>,
-        row: usize,
-        target: &Target<'_>,
-    ) {
+    unsafe fn row_group<I: Instructions>(&self, rows: Range<usize>, panels: Range<usize>, target: &Target<'_>) {
+        let row = rows.start;
         // SAFETY: passed on.
         unsafe {
-            with_rows!(num_rows, I::INTEGER_ROWS, ROWS => {
+            with_rows!(rows.len(), I::INTEGER_ROWS, ROWS => {
                 let together = const { panels_together::<F, I>(ROWS) };
                 let rest = panels.end - panels.len() % together;
                 match together {
@@ -448,7 +451,7 @@ impl<F: Format, A: Activation> BlockLinear<'_, F, A> {
     }
 
     /// # Safety
-    /// As [`BlockLinear::row_block`]; a whole number of times as many panels.
+    /// As [`BlockLinear::row_group`]; a whole number of times as many panels.
     #[inline(always)]
     unsafe fn tiles<I: Instructions, const ROWS: usize, const PANELS: usize>(
         &self,
@@ -472,17 +475,14 @@ impl<F: Format, A: Activation> Product for BlockLinear<'_, F, A> {
 
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, part: &Part, target: &Target<'_>) {
-        let (num_rows, panels) = (part.rows.len(), part.panels.clone());
-        // Row blocks of nearly equal size: 6 rows run as 3 + 3, not as 5 + 1.
-        let num_blocks = num_rows.div_ceil(I::INTEGER_ROWS);
-        let panels_per_visit = if num_blocks == 1 { panels.len() } else { 1 };
-        for panel in panels.step_by(panels_per_visit) {
-            let mut row = part.rows.start;
-            for block in 0..num_blocks {
-                let block_rows = num_rows / num_blocks + usize::from(block < num_rows % num_blocks);
+        let panels = part.panels.clone();
+        let groups = self.x.groups(&part.rows);
+        let together = if groups.len() == 1 { panels.len() } else { panels_together::<F, I>(I::INTEGER_ROWS) };
+        for first in panels.clone().step_by(together) {
+            let panels = first..panels.end.min(first + together);
+            for group in groups.clone() {
                 // SAFETY: rows and panels of the part; the caller vouches for the instructions.
-                unsafe { self.row_block::<I>(block_rows, panel..panel + panels_per_visit, row, target) };
-                row += block_rows;
+                unsafe { self.row_group::<I>(group, panels.clone(), target) };
             }
         }
     }

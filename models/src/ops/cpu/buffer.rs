@@ -20,6 +20,7 @@ pub(crate) unsafe trait Plain: Copy + Send + Sync + 'static {}
 
 // SAFETY, for each of them: integers, floats, and structs of these without padding.
 unsafe impl Plain for f32 {}
+unsafe impl Plain for i32 {}
 unsafe impl Plain for bf16 {}
 unsafe impl Plain for f16 {}
 unsafe impl Plain for i8 {}

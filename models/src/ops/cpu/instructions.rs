@@ -27,7 +27,8 @@ pub(super) trait Instructions: Sized {
     const TILE_STEPS: usize = 1;
     /// Rows that the inner loop of a product of integers carries, at most [`super::tile::MAX_ROWS`].
     const INTEGER_ROWS: usize;
-    /// Running sums of 16 outputs in a product of integers that none waits for the one before.
+    /// Sums of 16 outputs that a product of integers carries where rows meet several panels at a time: what fits the registers
+    /// beside the factors, and 1 where several panels gain nothing.
     const INTEGER_SUMS: usize;
 
     /// Adds to each of `sums` the products of its pair of bf16 lanes in `x` and `w`, as [`bf16_pairs::add_products`] says.

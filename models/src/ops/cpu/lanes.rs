@@ -27,6 +27,34 @@ pub(super) trait Lanes: Copy {
     unsafe fn load_f16(from: *const f16) -> Self;
     unsafe fn load_u8(from: *const u8) -> Self;
     unsafe fn load_i8(from: *const i8) -> Self;
+    /// Adds to `sum` a product of integers times `scale` times the number at `factor`, and then, where there is a minimum, that
+    /// times the number beside it.
+    #[inline(always)]
+    unsafe fn add_scaled(
+        sum: &mut Self,
+        product: <Self::Pairs as Pairs>::Sums,
+        (scale, factor): (Self, *const f32),
+        min: Option<(Self, *const f32)>,
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            *sum = Self::of_sums(product).mul_add(scale.mul(Self::splat(*factor)), *sum);
+            if let Some((min, factor)) = min {
+                *sum = min.mul_add(Self::splat(*factor), *sum);
+            }
+        }
+    }
+    /// The same where there are more sums than registers for them.
+    #[inline(always)]
+    unsafe fn add_scaled_in_memory(
+        sum: &mut Self,
+        product: <Self::Pairs as Pairs>::Sums,
+        scale: (Self, *const f32),
+        min: Option<(Self, *const f32)>,
+    ) {
+        // SAFETY: passed on.
+        unsafe { Self::add_scaled(sum, product, scale, min) }
+    }
     unsafe fn of_sums(sums: <Self::Pairs as Pairs>::Sums) -> Self;
     /// How far ahead of their use quantised weights are asked for, in all panels together.
     const PREFETCH_BYTES: usize = 2048;

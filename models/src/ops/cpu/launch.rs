@@ -40,6 +40,17 @@ pub(super) fn launch_bf16<K: Kernel>(compute: &Compute, num_tasks: usize, kernel
     });
 }
 
+/// Rows that the inner loop of a product of integers carries in what [`launch`] runs.
+pub(super) fn integer_rows(compute: &Compute) -> usize {
+    match compute.kernels() {
+        #[cfg(target_arch = "x86_64")]
+        KernelSet::Avx2Fma => super::avx2::INTEGER_ROWS,
+        #[cfg(target_arch = "x86_64")]
+        KernelSet::Avx512 | KernelSet::Avx512Bf16 => super::avx512::INTEGER_ROWS,
+        _ => AnyCpu::INTEGER_ROWS,
+    }
+}
+
 /// Which instances of a body are launched.
 pub(super) trait Start {
     fn launch<K: Kernel>(compute: &Compute, num_tasks: usize, kernel: &K);

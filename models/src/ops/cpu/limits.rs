@@ -26,7 +26,7 @@ const ROUNDS: usize = 16 * 1024;
 const TASKS_PER_THREAD: usize = 32;
 
 /// Of [`MultiplyIntegers`]: a whole number of tiles of any instructions.
-const INTEGER_SUMS: usize = 60;
+const INTEGER_SUMS: usize = 120;
 const UNITS: usize = 512;
 const PARTS_OF_UNIT: usize = 8;
 const FACTORS: usize = 64;
@@ -63,7 +63,7 @@ pub(crate) fn multiply_integers(compute: &Compute) -> u64 {
 /// With a part of activations.
 fn multiply_by<A: Activation, const LEN: usize>(compute: &Compute, part: [A; LEN]) -> u64 {
     let num_tasks = compute.num_threads() * TASKS_PER_THREAD;
-    launch(compute, num_tasks, &MultiplyIntegers { parts: [part; FACTORS], quants: [1; 4 * PANEL] });
+    launch(compute, num_tasks, &MultiplyIntegers { parts: [part; FACTORS + MAX_ROWS], quants: [1; 4 * PANEL] });
     (2 * LEN * num_tasks * UNITS * PARTS_OF_UNIT * INTEGER_SUMS * PANEL) as u64
 }
 
@@ -117,38 +117,58 @@ impl<W: Weight> Kernel for MultiplyAdd<W> {
 /// Parts of activations, another one in each step: equal ones, which the compiler cannot know, or it would multiply once for
 /// all.
 struct MultiplyIntegers<A, const LEN: usize> {
-    parts: [[A; LEN]; FACTORS],
+    parts: [[A; LEN]; FACTORS + MAX_ROWS],
     quants: [u8; 4 * PANEL],
 }
 
 impl<A: Activation, const LEN: usize> Kernel for MultiplyIntegers<A, LEN> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, _task: usize) {
+        // SAFETY: passed on.
+        unsafe {
+            if const { 2 * I::INTEGER_ROWS <= I::INTEGER_SUMS } {
+                self.multiply::<I, 2>();
+            } else {
+                self.multiply::<I, 1>();
+            }
+        }
+    }
+}
+
+impl<A: Activation, const LEN: usize> MultiplyIntegers<A, LEN> {
+    /// In tiles of so many panels.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    #[inline(always)]
+    unsafe fn multiply<I: Instructions, const PANELS: usize>(&self) {
         let Self { parts, quants } = black_box(self);
         const { assert!(LEN * size_of::<A>() == size_of::<i32>()) };
         // SAFETY: parts of 32 bits, and those of a panel's columns; the launch vouches for the instructions.
         unsafe {
             let quants = PairsOf::<I>::load(quants.as_ptr());
-            for _ in 0..const { whole_parts(INTEGER_SUMS, I::INTEGER_ROWS) } {
-                let mut sums = [PairsOf::<I>::splat_sum(0); MAX_ROWS];
+            for _ in 0..const { whole_parts(INTEGER_SUMS, PANELS * I::INTEGER_ROWS) } {
+                let mut sums = [[PairsOf::<I>::splat_sum(0); PANELS]; MAX_ROWS];
                 for unit in 0..UNITS {
-                    let mut running = [A::begin::<PairsOf<I>>(sums[0]); MAX_ROWS];
-                    running
-                        .iter_mut()
-                        .zip(sums)
-                        .take(I::INTEGER_ROWS)
-                        .for_each(|(running, sums)| *running = A::begin::<PairsOf<I>>(sums));
-                    for place in 0..PARTS_OF_UNIT {
-                        for (row, sums) in running.iter_mut().enumerate().take(I::INTEGER_ROWS) {
-                            let part = &parts[(unit + place + row) % FACTORS];
-                            *sums = A::dot((quants, QUANT_BITS), part.as_ptr().cast(), *sums);
+                    let mut running = [[A::begin::<PairsOf<I>>(sums[0][0]); PANELS]; MAX_ROWS];
+                    for (running, sums) in running.iter_mut().zip(sums).take(I::INTEGER_ROWS) {
+                        for (running, sums) in running.iter_mut().zip(sums) {
+                            *running = A::begin::<PairsOf<I>>(sums);
                         }
                     }
-                    sums.iter_mut().zip(running).take(I::INTEGER_ROWS).for_each(|(sums, running)| {
-                        *sums = A::end::<PairsOf<I>>(QUANT_BITS, running);
-                    });
+                    for place in 0..PARTS_OF_UNIT {
+                        let parts = parts[(unit + place) % FACTORS..].as_ptr();
+                        for (row, sums) in running.iter_mut().enumerate().take(I::INTEGER_ROWS) {
+                            A::dots(([quants; PANELS], QUANT_BITS), parts.add(row).cast(), sums);
+                        }
+                    }
+                    for (sums, running) in sums.iter_mut().zip(running).take(I::INTEGER_ROWS) {
+                        for (sums, running) in sums.iter_mut().zip(running) {
+                            *sums = A::end::<PairsOf<I>>(QUANT_BITS, running);
+                        }
+                    }
                 }
-                sums.into_iter().for_each(|sums| keep(I::Panel::of_sums(sums)));
+                sums.into_iter().flatten().for_each(|sums| keep(I::Panel::of_sums(sums)));
             }
         }
     }

@@ -290,6 +290,7 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
             let (y, y_stride) = (target.at(row, first_column), target.stride());
             if PANELS > 1 || num_columns == PANEL {
                 let mut sums = if k_start == 0 {
+                    target.ask::<I::Panel, ROWS, PANELS>(row, first_column);
                     [[I::Panel::splat(0.0); PANELS]; ROWS]
                 } else {
                     tile::load::<I::Panel, ROWS, PANELS>(y, y_stride)

@@ -39,6 +39,14 @@ pub(super) trait Pairs: Copy {
         // SAFETY: passed on.
         unsafe { self.dot(Self::splat(x), sums) }
     }
+    /// The same of several panels' lanes, each with its own sums.
+    #[inline(always)]
+    unsafe fn dots_at<const N: usize>(panels: [Self; N], x: *const i32, sums: &mut [Self::Sums; N]) {
+        for (lanes, sums) in panels.into_iter().zip(sums) {
+            // SAFETY: passed on.
+            *sums = unsafe { lanes.dot_at(x, *sums) };
+        }
+    }
     unsafe fn begin_bytes(sums: Self::Sums) -> Self::ByteSums;
     /// As [`Pairs::dot`] of bytes, four for each sum: unsigned ones of at most so many `bits`, and signed ones of `x`, none of
     /// which is -128. At most eight times before [`Pairs::end_bytes`], with the same `bits`. One instruction where the CPU has
@@ -49,6 +57,18 @@ pub(super) trait Pairs: Copy {
     unsafe fn dot_bytes_at(self, bits: u32, x: *const i32, sums: Self::ByteSums) -> Self::ByteSums {
         // SAFETY: passed on.
         unsafe { self.dot_bytes(bits, Self::splat(x), sums) }
+    }
+    /// As [`Pairs::dots_at`].
+    #[inline(always)]
+    unsafe fn dots_of_bytes_at<const N: usize>(
+        (panels, bits): ([Self; N], u32),
+        x: *const i32,
+        sums: &mut [Self::ByteSums; N],
+    ) {
+        for (lanes, sums) in panels.into_iter().zip(sums) {
+            // SAFETY: passed on.
+            *sums = unsafe { lanes.dot_bytes_at(bits, x, *sums) };
+        }
     }
     unsafe fn end_bytes(bits: u32, sums: Self::ByteSums) -> Self::Sums;
 }

@@ -5,12 +5,14 @@
 //! Of 16 bits, if not asked otherwise: on random decoders of 3 to 8 layers 8 bits alone moved the logits by a mean KL divergence
 //! of 5e-4 to 5e-3, more than the quantised weights are allowed to. 16 bits stay below 1e-7, for twice the products.
 
+use std::marker::PhantomData;
+use std::ops::Range;
+
 use super::block_panels::offset;
 use super::buffer::Plain;
 use super::instructions::Instructions;
-use super::launch::{Kernel, Output, launch, split_rows};
+use super::launch::{Kernel, Output, integer_rows, launch, split_rows};
 use super::pairs::Pairs;
-use super::row_stride::row_stride;
 use super::view::Rows;
 use super::workspace::Buffer;
 use crate::StoredDtype;
@@ -21,7 +23,7 @@ use crate::ops::blocks::UNIT;
 const SMALLEST: f32 = 1e-30;
 
 /// What an activation is rounded to.
-pub(super) trait Activation: Plain + Default + Into<i32> {
+pub(super) trait Activation: Copy + Sync {
     /// Sums that products are added to.
     type Running<P: Pairs>: Copy;
 
@@ -29,12 +31,11 @@ pub(super) trait Activation: Plain + Default + Into<i32> {
     const LARGEST: f32;
     /// Parts of a four of 32 bits each.
     const PARTS: usize = size_of::<Self>();
+    /// Of the fours of a unit.
+    const PARTS_OF_UNIT: usize = Self::PARTS * UNIT / 4;
 
-    /// `value` is a whole number of at most this magnitude.
-    fn of(value: f32) -> Self;
-
-    /// Neighbouring inputs as they lie in memory.
-    fn four(elements: [Self; 4]) -> [Self; 4];
+    /// Those of a unit's elements, four after four. Only the first [`Activation::PARTS_OF_UNIT`] are used.
+    fn parts(elements: &[i32; UNIT]) -> [i32; UNIT / 2];
 
     /// The quants that meet each part of a four. Only the first [`Activation::PARTS`] are used.
     ///
@@ -46,12 +47,16 @@ pub(super) trait Activation: Plain + Default + Into<i32> {
     /// As [`Activation::factors`].
     unsafe fn begin<P: Pairs>(sums: P::Sums) -> Self::Running<P>;
 
-    /// Adds the products of some factors, of at most so many bits, and one part, in every lane of 32 bits. Of one unit at most
-    /// before [`Activation::end`].
+    /// Adds the products of some panels' factors, of at most so many bits, and one part, in every lane of 32 bits. Of one unit at
+    /// most before [`Activation::end`].
     ///
     /// # Safety
     /// As [`Activation::factors`]; a part stands at `part`.
-    unsafe fn dot<P: Pairs>(factors: (P, u32), part: *const i32, sums: Self::Running<P>) -> Self::Running<P>;
+    unsafe fn dots<P: Pairs, const N: usize>(
+        factors: ([P; N], u32),
+        part: *const i32,
+        sums: &mut [Self::Running<P>; N],
+    );
 
     /// # Safety
     /// As [`Activation::factors`]; `bits` are those of the factors.
@@ -63,14 +68,13 @@ impl Activation for i16 {
 
     const LARGEST: f32 = i16::MAX as f32;
 
+    /// The first and the third of a four, then the others.
     #[inline(always)]
-    fn of(value: f32) -> Self {
-        value as Self
-    }
-
-    #[inline(always)]
-    fn four([first, second, third, fourth]: [Self; 4]) -> [Self; 4] {
-        [first, third, second, fourth]
+    fn parts(elements: &[i32; UNIT]) -> [i32; UNIT / 2] {
+        std::array::from_fn(|part| {
+            let first = part / 2 * 4 + part % 2;
+            (elements[first] & 0xffff) | (elements[first + 2] << 16)
+        })
     }
 
     #[inline(always)]
@@ -85,9 +89,9 @@ impl Activation for i16 {
     }
 
     #[inline(always)]
-    unsafe fn dot<P: Pairs>((factors, _): (P, u32), part: *const i32, sums: P::Sums) -> P::Sums {
+    unsafe fn dots<P: Pairs, const N: usize>((factors, _): ([P; N], u32), part: *const i32, sums: &mut [P::Sums; N]) {
         // SAFETY: passed on.
-        unsafe { factors.dot_at(part, sums) }
+        unsafe { P::dots_at(factors, part, sums) }
     }
 
     #[inline(always)]
@@ -102,13 +106,12 @@ impl Activation for i8 {
     const LARGEST: f32 = i8::MAX as f32;
 
     #[inline(always)]
-    fn of(value: f32) -> Self {
-        value as Self
-    }
-
-    #[inline(always)]
-    fn four(elements: [Self; 4]) -> [Self; 4] {
-        elements
+    fn parts(elements: &[i32; UNIT]) -> [i32; UNIT / 2] {
+        let byte = |at: usize| elements[at % UNIT] & 0xff;
+        std::array::from_fn(|part| {
+            let [first, second, third, fourth] = [0, 1, 2, 3].map(|at| byte(4 * part + at));
+            first | (second << 8) | (third << 16) | (fourth << 24)
+        })
     }
 
     #[inline(always)]
@@ -123,9 +126,9 @@ impl Activation for i8 {
     }
 
     #[inline(always)]
-    unsafe fn dot<P: Pairs>((factors, bits): (P, u32), part: *const i32, sums: P::ByteSums) -> P::ByteSums {
+    unsafe fn dots<P: Pairs, const N: usize>(factors: ([P; N], u32), part: *const i32, sums: &mut [P::ByteSums; N]) {
         // SAFETY: passed on.
-        unsafe { factors.dot_bytes_at(bits, part, sums) }
+        unsafe { P::dots_of_bytes_at(factors, part, sums) }
     }
 
     #[inline(always)]
@@ -135,15 +138,21 @@ impl Activation for i8 {
     }
 }
 
-/// `x[row][k]` is about `scale(row, k / 32) * element(row, k)`. In memory they lie as [`Activation::four`] has it.
+/// `x[row][k]` is about `scale(row, k / 32) * element(row, k)`, in the order in which a product's inner loop takes them:
+///
+/// ```text
+/// groups of neighbouring rows, all of as many but the last  ->  units of 32 columns
+/// unit  =  parts of 32 bits, each of all rows of the group: of a four one with int8, two with int16
+/// ```
 pub(super) struct RoundedRows<A> {
     pub(super) num_rows: usize,
     pub(super) width: usize,
-    /// From the elements of a row to the next row's: [`row_stride`].
-    pub(super) stride: usize,
-    pub(super) elements: Buffer<A>,
-    /// Of each unit of each row.
-    pub(super) units: Buffer<UnitFacts>,
+    /// Rows of a group, at most as many as a tile has.
+    pub(super) group_rows: usize,
+    parts: Buffer<i32>,
+    /// Of each unit of each row, as the parts lie: those of a group's rows side by side.
+    units: Buffer<UnitFacts>,
+    activation: PhantomData<A>,
 }
 
 /// What products take of a unit besides its elements.
@@ -170,41 +179,68 @@ unsafe impl Plain for UnitFacts {}
 impl<A: Activation> RoundedRows<A> {
     /// The width of `x` is a whole number of units.
     pub(super) fn new(compute: &Compute, x: &Rows<'_>) -> Self {
-        let stride = row_stride::<A>(x.width);
-        let mut elements = compute.workspace().unwritten(x.num_rows * stride);
-        let mut units = compute.workspace().unwritten(x.num_rows * x.width / UNIT);
-        let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
-        let kernel = Round { x, rows_per_task, stride, elements: elements.output(), units: units.output() };
-        launch(compute, num_tasks, &kernel);
-        // SAFETY: each row belongs to a task, which has written all of it, and what is behind it: rows are whole units.
-        let (elements, units) = unsafe { (elements.written(), units.written()) };
-        Self { num_rows: x.num_rows, width: x.width, stride, elements, units }
+        let (num_rows, num_units) = (x.num_rows, x.width / UNIT);
+        let num_groups = num_rows.div_ceil(integer_rows(compute)).max(1);
+        // Of nearly equal size: 13 rows run as 7 + 6, not as 12 + 1.
+        let group_rows = num_rows.div_ceil(num_groups).max(1);
+        let mut parts = compute.workspace().unwritten(num_rows * num_units * A::PARTS_OF_UNIT);
+        let mut units = compute.workspace().unwritten(num_rows * num_units);
+        let (units_per_task, tasks_per_group) = split_rows(num_units, group_rows * UNIT);
+        let output = (parts.output(), units.output());
+        let kernel = Round::<A> { x, group_rows, units_per_task, tasks_per_group, output, activation: PhantomData };
+        launch(compute, num_groups * tasks_per_group, &kernel);
+        // SAFETY: each unit of a group belongs to a task, which has written it for all rows.
+        let (parts, units) = unsafe { (parts.written(), units.written()) };
+        Self { num_rows, width: x.width, group_rows, parts, units, activation: PhantomData }
+    }
+
+    /// The groups of some rows, which are whole groups.
+    pub(super) fn groups(&self, rows: &Range<usize>) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
+        let (group_rows, num_rows) = (self.group_rows, self.num_rows);
+        let groups = rows.start / group_rows..rows.end.div_ceil(group_rows);
+        groups.map(move |group| group * group_rows..num_rows.min((group + 1) * group_rows))
+    }
+
+    /// Where the parts of a unit stand for all rows of the group that begins with row `first`, and the facts.
+    #[inline(always)]
+    pub(super) fn unit(&self, (first, num_rows): (usize, usize), unit: usize) -> (*const i32, *const UnitFacts) {
+        let at = first * (self.width / UNIT) + unit * num_rows;
+        (self.parts.as_ptr().wrapping_add(at * A::PARTS_OF_UNIT), self.units.as_ptr().wrapping_add(at))
     }
 }
 
 struct Round<'a, A> {
     x: &'a Rows<'a>,
-    rows_per_task: usize,
-    stride: usize,
-    elements: Output<A>,
-    units: Output<UnitFacts>,
+    group_rows: usize,
+    units_per_task: usize,
+    tasks_per_group: usize,
+    output: (Output<i32>, Output<UnitFacts>),
+    activation: PhantomData<A>,
 }
 
 impl<A: Activation> Kernel for Round<'_, A> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, task: usize) {
-        let first = task * self.rows_per_task;
-        let width = self.x.width;
-        for row in first..(first + self.rows_per_task).min(self.x.num_rows) {
-            // SAFETY: each row belongs to one task.
-            let (elements, units) = unsafe {
-                (self.elements.part(row * self.stride, self.stride), self.units.part(row * width / UNIT, width / UNIT))
-            };
-            let (elements, behind) = elements.split_at_mut(width);
-            behind.fill(A::default());
-            let places = elements.as_chunks_mut::<UNIT>().0.iter_mut().zip(units);
-            for (x, (elements, unit)) in self.x.row(row).as_chunks::<UNIT>().0.iter().zip(places) {
-                *unit = round_unit(x, elements);
+        let (group, first_unit) = (task / self.tasks_per_group, task % self.tasks_per_group * self.units_per_task);
+        let num_units = self.x.width / UNIT;
+        let rows = group * self.group_rows..self.x.num_rows.min((group + 1) * self.group_rows);
+        let units = first_unit..num_units.min(first_unit + self.units_per_task);
+        let first = rows.start * num_units + units.start * rows.len();
+        let len = units.len() * rows.len();
+        // SAFETY: each unit of a group belongs to one task.
+        let (parts, facts) = unsafe {
+            (self.output.0.part(first * A::PARTS_OF_UNIT, len * A::PARTS_OF_UNIT), self.output.1.part(first, len))
+        };
+        for (index, row) in rows.clone().enumerate() {
+            let x = &self.x.row(row).as_chunks::<UNIT>().0[units.clone()];
+            let places = parts.chunks_exact_mut(rows.len() * A::PARTS_OF_UNIT).zip(facts.chunks_exact_mut(rows.len()));
+            for (x, (parts, facts)) in x.iter().zip(places) {
+                let mut elements = [0; UNIT];
+                facts[index] = round_unit::<A>(x, &mut elements);
+                for (part, place) in A::parts(&elements).into_iter().zip(parts[index..].iter_mut().step_by(rows.len()))
+                {
+                    *place = part;
+                }
             }
         }
     }
@@ -213,34 +249,30 @@ impl<A: Activation> Kernel for Round<'_, A> {
 /// Rounds to nearest, ties to even. A unit that holds something that is not a finite number makes every sum that it enters
 /// not a number.
 #[inline(always)]
-fn round_unit<A: Activation>(x: &[f32; UNIT], elements: &mut [A; UNIT]) -> UnitFacts {
+fn round_unit<A: Activation>(x: &[f32; UNIT], elements: &mut [i32; UNIT]) -> UnitFacts {
     // Integers order as the magnitudes do, infinities and what is not a number above all.
     let largest = x.iter().fold(0, |largest: u32, value| largest.max(value.abs().to_bits()));
     let largest = f32::from_bits(largest);
     if !largest.is_finite() {
-        elements.fill(A::default());
         return UnitFacts { scale: f32::NAN, less: f32::NAN, begins: Begins::default() };
     }
     if largest < SMALLEST {
-        elements.fill(A::default());
         return UnitFacts::default();
     }
     let inverse = A::LARGEST / largest;
-    let mut rounded = [A::default(); UNIT];
-    for (rounded, value) in rounded.iter_mut().zip(x) {
-        *rounded = A::of((value * inverse).round_ties_even());
-    }
-    for (elements, rounded) in elements.as_chunks_mut().0.iter_mut().zip(rounded.as_chunks().0) {
-        *elements = A::four(*rounded);
+    for (element, value) in elements.iter_mut().zip(x) {
+        let rounded = (value * inverse).round_ties_even();
+        // SAFETY: a finite number of at most the largest element's magnitude.
+        *element = unsafe { rounded.to_int_unchecked() };
     }
     let (first, second) = elements.split_at(UNIT / 2);
-    let sums: [i32; 2] = [first, second].map(|half| half.iter().map(|element| (*element).into()).sum());
+    let sums: [i32; 2] = [first.iter().sum(), second.iter().sum()];
     let (scale, sum) = (largest / A::LARGEST, sums[0] + sums[1]);
     let begin = |dtype, sum: i32| -offset(dtype) * sum;
     let begins = Begins {
         q8_0: begin(StoredDtype::Q8_0, sum),
         q4_0: begin(StoredDtype::Q4_0, sum),
-        q6_k: sums.map(|half| begin(StoredDtype::Q6K, half)),
+        q6_k: [begin(StoredDtype::Q6K, sums[0]), begin(StoredDtype::Q6K, sums[1])],
     };
     UnitFacts { scale, less: -(scale * sum as f32), begins }
 }

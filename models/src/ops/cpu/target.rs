@@ -2,7 +2,9 @@
 
 //! Where the sums of a product go, and what is added to them at the end.
 
+use super::lanes::Lanes;
 use super::launch::Output;
+use super::panels::PANEL;
 
 /// Columns of a row-major output. A weight that is held in several parts fills the columns of each part in its turn.
 pub(super) struct Target<'a> {
@@ -44,6 +46,17 @@ impl<'a> Target<'a> {
     pub(super) unsafe fn at(&self, row: usize, column: usize) -> *mut f32 {
         // SAFETY: passed on.
         unsafe { self.y.at(self.place(row, column)) }
+    }
+
+    /// Asks for the lines that a tile will write at its end: one that is yet to be fetched then holds up whatever is written
+    /// behind it.
+    #[inline(always)]
+    pub(super) fn ask<L: Lanes, const ROWS: usize, const PANELS: usize>(&self, row: usize, column: usize) {
+        for row in row..row + ROWS {
+            for panel in 0..PANELS {
+                L::prefetch_to_second_level(self.y.address(self.place(row, column + panel * PANEL)));
+            }
+        }
     }
 
     /// # Safety
