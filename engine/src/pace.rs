@@ -4,7 +4,7 @@
 //! ```text
 //! what the step takes without prompts       |   prompts may add
 //! short                                     |   twice that, at least 50 ms
-//! so long that this would pass 110 ms       |   what is left of 110 ms
+//! so long that this would pass 75 ms        |   what is left of 75 ms
 //! longer                                    |   0.75 times that; the longer prompts wait, the more: up to twice, at most 250 ms
 //! ```
 //!
@@ -17,8 +17,8 @@ use crate::config::AddedLatency;
 
 const LEAST: Duration = Duration::from_millis(50);
 const MOST: Duration = Duration::from_millis(250);
-/// Nine tokens a second, faster than anybody reads.
-const EVEN_STEP: Duration = Duration::from_millis(110);
+/// Thirteen tokens a second, faster than anybody reads.
+const EVEN_STEP: Duration = Duration::from_millis(75);
 const LEAST_FACTOR: f64 = 0.75;
 const MOST_FACTOR: f64 = 2.0;
 /// Of steps in which the factor grows or shrinks to the e-fold: a burst of prompts is over before it has grown much.
@@ -42,8 +42,8 @@ impl Pace {
         match bound {
             AddedLatency::AtMost(most) => most,
             AddedLatency::Paced => {
-                let up_to_even = alone.saturating_mul(2).min(EVEN_STEP.saturating_sub(alone));
-                up_to_even.max(alone.mul_f64(self.factor)).clamp(LEAST, MOST)
+                let up_to_even = alone.saturating_mul(2).max(LEAST).min(EVEN_STEP.saturating_sub(alone));
+                up_to_even.max(alone.mul_f64(self.factor)).min(MOST)
             }
         }
     }
@@ -94,7 +94,7 @@ mod tests {
     fn prompts_fill_short_steps_up_to_a_pace_that_nobody_reads_at_and_long_ones_in_proportion() {
         let pace = Pace::default();
         for (alone, expected) in
-            [(0, 50), (8, 50), (30, 60), (36, 72), (40, 70), (60, 50), (80, 60), (200, 150), (900, 250)]
+            [(0, 50), (8, 50), (25, 50), (30, 45), (40, 35), (60, 45), (80, 60), (200, 150), (900, 250)]
         {
             assert_eq!(added(pace, alone), MS * expected, "beside {alone} ms");
         }
