@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! what the step takes without prompts       |   prompts may add
-//! short                                     |   twice that, at least 50 ms
+//! short                                     |   50 ms
 //! so long that this would pass 75 ms        |   what is left of 75 ms
 //! longer                                    |   0.75 times that; the longer prompts wait, the more: up to twice, at most 250 ms
 //! ```
@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use crate::config::AddedLatency;
 
-const LEAST: Duration = Duration::from_millis(50);
+/// To short steps.
+const SHORT: Duration = Duration::from_millis(50);
 const MOST: Duration = Duration::from_millis(250);
 /// Thirteen tokens a second, faster than anybody reads.
 const EVEN_STEP: Duration = Duration::from_millis(75);
@@ -42,7 +43,7 @@ impl Pace {
         match bound {
             AddedLatency::AtMost(most) => most,
             AddedLatency::Paced => {
-                let up_to_even = alone.saturating_mul(2).max(LEAST).min(EVEN_STEP.saturating_sub(alone));
+                let up_to_even = SHORT.min(EVEN_STEP.saturating_sub(alone));
                 up_to_even.max(alone.mul_f64(self.factor)).min(MOST)
             }
         }

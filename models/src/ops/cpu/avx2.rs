@@ -8,7 +8,7 @@ use half::{bf16, f16};
 
 use super::instructions::{Instructions, Piece};
 use super::lanes::Lanes;
-use super::launch::Kernel;
+use super::launch::{IntegerTile, Kernel};
 use super::pairs::Pairs;
 use super::vector::{LANES, Vector};
 
@@ -33,7 +33,7 @@ impl Instructions for Avx2 {
     }
 }
 
-pub(super) const INTEGER_ROWS: usize = Avx2::INTEGER_ROWS;
+pub(super) const INTEGER_TILE: IntegerTile = IntegerTile::of::<Avx2>();
 
 #[derive(Clone, Copy)]
 pub(super) struct Ymm(__m256);

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use super::avx2::Ymm;
 use super::instructions::{Instructions, Piece};
 use super::lanes::Lanes;
-use super::launch::Kernel;
+use super::launch::{IntegerTile, Kernel};
 use super::pairs::Pairs;
 
 /// AVX-512 F, BW, DQ and VL with VNNI: 32 registers. 12 x 2 running sums and 2 weights leave some for what is on its way;
@@ -35,7 +35,7 @@ impl Instructions for Avx512 {
     }
 }
 
-pub(super) const INTEGER_ROWS: usize = Avx512::INTEGER_ROWS;
+pub(super) const INTEGER_TILE: IntegerTile = IntegerTile::of::<Avx512>();
 
 #[derive(Clone, Copy)]
 pub(super) struct Zmm(pub(super) __m512);
@@ -368,7 +368,7 @@ unsafe fn add_scaled_in_memory(
                 scale = in(zmm_reg) scale,
                 factor = in(reg) factor,
                 sum = in(reg) sum,
-                options(nostack, preserves_flags),
+                options(nostack),
             ),
             Some((min, less)) => std::arch::asm!(
                 "vcvtdq2ps {product}, {product}",
@@ -383,7 +383,7 @@ unsafe fn add_scaled_in_memory(
                 factor = in(reg) factor,
                 less = in(reg) less,
                 sum = in(reg) sum,
-                options(nostack, preserves_flags),
+                options(nostack),
             ),
         }
     }

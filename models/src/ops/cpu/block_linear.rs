@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::block_panels::{BlockPanels, Layout, STEP};
 use super::instructions::{Instructions, Piece};
 use super::lanes::Lanes;
-use super::launch::Usual;
+use super::launch::{Usual, integer_tile};
 use super::pairs::Pairs;
 use super::panels::PANEL;
 use super::product::{Part, Product, Sink, Tasks};
@@ -22,8 +22,8 @@ use crate::StoredDtype;
 use crate::ops::Compute;
 use crate::ops::blocks::UNIT;
 
-/// Rows of one task, but of the last one: a whole number of tiles of any instructions. They fit in the second-level cache,
-/// half as many more included.
+/// Rows of one task at most, but of the last one: as many groups as fit. They fit in the second-level cache, half as many more
+/// included.
 const TASK_ROWS: usize = 80;
 /// Rows for which reading a weight takes about as long as using it.
 const ROWS_OF_A_READ: usize = 5;
@@ -59,6 +59,7 @@ fn run<F: Format, A: Activation>(
     (sink, first_column): (&mut Sink<'_>, usize),
 ) {
     let out_features = weight.out_features;
+    let together = panels_together::<F>(integer_tile(compute).sums, x.group_rows);
     // Whole groups.
     let rows_per_task = TASK_ROWS - TASK_ROWS % x.group_rows;
     let num_panels = out_features.div_ceil(PANEL);
@@ -66,7 +67,7 @@ fn run<F: Format, A: Activation>(
     let panels_per_task = num_panels
         .div_ceil(compute.num_threads() * TASKS_PER_THREAD)
         .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(ROWS_OF_A_READ)))
-        .next_multiple_of(MAX_PANELS);
+        .next_multiple_of(if x.num_rows < ROWS_OF_A_READ { MAX_PANELS } else { together });
     let product = BlockLinear::<F, A> {
         x,
         panels: weight.as_slice(),
@@ -81,10 +82,10 @@ fn run<F: Format, A: Activation>(
 
 /// Panels that a block of `num_rows` rows visits together: where reading takes longer than computing, as many streams as keep
 /// memory busy; and as many as give the products enough running sums.
-const fn panels_together<F: Format, I: Instructions>(num_rows: usize) -> usize {
-    if F::WAITS_FOR_MEMORY && num_rows <= 2 || MAX_PANELS * num_rows < I::INTEGER_SUMS {
+const fn panels_together<F: Format>(sums: usize, num_rows: usize) -> usize {
+    if F::WAITS_FOR_MEMORY && num_rows <= 2 || MAX_PANELS * num_rows < sums {
         MAX_PANELS
-    } else if 2 * num_rows <= I::INTEGER_SUMS {
+    } else if 2 * num_rows <= sums {
         2
     } else {
         1
@@ -433,13 +434,13 @@ impl<F: Format, A: Activation> BlockLinear<'_, F, A> {
         // SAFETY: passed on.
         unsafe {
             with_rows!(rows.len(), I::INTEGER_ROWS, ROWS => {
-                let together = const { panels_together::<F, I>(ROWS) };
+                let together = const { panels_together::<F>(I::INTEGER_SUMS, ROWS) };
                 let rest = panels.end - panels.len() % together;
                 match together {
-                    4 if const { panels_together::<F, I>(ROWS) == 4 } => {
+                    4 if const { panels_together::<F>(I::INTEGER_SUMS, ROWS) == 4 } => {
                         self.tiles::<I, ROWS, 4>(panels.start..rest, row, target);
                     }
-                    2 if const { panels_together::<F, I>(ROWS) == 2 } => {
+                    2 if const { panels_together::<F>(I::INTEGER_SUMS, ROWS) == 2 } => {
                         self.tiles::<I, ROWS, 2>(panels.start..rest, row, target);
                     }
                     _ => return self.tiles::<I, ROWS, 1>(panels, row, target),
@@ -477,7 +478,9 @@ impl<F: Format, A: Activation> Product for BlockLinear<'_, F, A> {
     unsafe fn run<I: Instructions>(&self, part: &Part, target: &Target<'_>) {
         let panels = part.panels.clone();
         let groups = self.x.groups(&part.rows);
-        let together = if groups.len() == 1 { panels.len() } else { panels_together::<F, I>(I::INTEGER_ROWS) };
+        // A last group of few rows has more of them together than the others.
+        let at_once = if I::INTEGER_SUMS > 1 { MAX_PANELS } else { 1 };
+        let together = if groups.len() == 1 { panels.len() } else { at_once };
         for first in panels.clone().step_by(together) {
             let panels = first..panels.end.min(first + together);
             for group in groups.clone() {

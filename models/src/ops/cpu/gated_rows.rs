@@ -34,8 +34,8 @@ impl GatedRows<'_> {
     /// Computes `product`.
     pub(super) fn take<P: Product>(&self, compute: &Compute, product: &P) {
         let of_both = product.tasks();
-        // Products that visit panels one by one may have fewer.
-        let together = if of_both.panels_per_task.is_multiple_of(MAX_PANELS) { MAX_PANELS } else { 1 };
+        // As many as the product visits together, if its tasks are whole numbers of them.
+        let together = MAX_PANELS.min(1 << of_both.panels_per_task.trailing_zeros());
         let panels_per_task = of_both.panels_per_task.div_ceil(2).next_multiple_of(together);
         let tasks = Tasks { out_features: self.width, panels_per_task, ..*of_both };
         let rows_at_once = tasks.most_rows();

@@ -28,7 +28,7 @@ pub(super) trait Lanes: Copy {
     unsafe fn load_u8(from: *const u8) -> Self;
     unsafe fn load_i8(from: *const i8) -> Self;
     /// Adds to `sum` a product of integers times `scale` times the number at `factor`, and then, where there is a minimum, that
-    /// times the number beside it.
+    /// times the number beside it: one number each.
     #[inline(always)]
     unsafe fn add_scaled(
         sum: &mut Self,

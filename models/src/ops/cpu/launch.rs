@@ -40,14 +40,27 @@ pub(super) fn launch_bf16<K: Kernel>(compute: &Compute, num_tasks: usize, kernel
     });
 }
 
-/// Rows that the inner loop of a product of integers carries in what [`launch`] runs.
-pub(super) fn integer_rows(compute: &Compute) -> usize {
+/// What the inner loop of a product of integers carries, as [`Instructions`] has it.
+#[derive(Clone, Copy)]
+pub(super) struct IntegerTile {
+    pub(super) rows: usize,
+    pub(super) sums: usize,
+}
+
+impl IntegerTile {
+    pub(super) const fn of<I: Instructions>() -> Self {
+        Self { rows: I::INTEGER_ROWS, sums: I::INTEGER_SUMS }
+    }
+}
+
+/// That of what [`launch`] runs.
+pub(super) fn integer_tile(compute: &Compute) -> IntegerTile {
     match compute.kernels() {
         #[cfg(target_arch = "x86_64")]
-        KernelSet::Avx2Fma => super::avx2::INTEGER_ROWS,
+        KernelSet::Avx2Fma => super::avx2::INTEGER_TILE,
         #[cfg(target_arch = "x86_64")]
-        KernelSet::Avx512 | KernelSet::Avx512Bf16 => super::avx512::INTEGER_ROWS,
-        _ => AnyCpu::INTEGER_ROWS,
+        KernelSet::Avx512 | KernelSet::Avx512Bf16 => super::avx512::INTEGER_TILE,
+        _ => IntegerTile::of::<AnyCpu>(),
     }
 }
 

@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::block_panels::offset;
 use super::buffer::Plain;
 use super::instructions::Instructions;
-use super::launch::{Kernel, Output, integer_rows, launch, split_rows};
+use super::launch::{Kernel, Output, integer_tile, launch, split_rows};
 use super::pairs::Pairs;
 use super::view::Rows;
 use super::workspace::Buffer;
@@ -180,8 +180,8 @@ impl<A: Activation> RoundedRows<A> {
     /// The width of `x` is a whole number of units.
     pub(super) fn new(compute: &Compute, x: &Rows<'_>) -> Self {
         let (num_rows, num_units) = (x.num_rows, x.width / UNIT);
-        let num_groups = num_rows.div_ceil(integer_rows(compute)).max(1);
-        // Of nearly equal size: 13 rows run as 7 + 6, not as 12 + 1.
+        let num_groups = num_rows.div_ceil(integer_tile(compute).rows).max(1);
+        // 13 rows are 7 and 6, not 12 and 1.
         let group_rows = num_rows.div_ceil(num_groups).max(1);
         let mut parts = compute.workspace().unwritten(num_rows * num_units * A::PARTS_OF_UNIT);
         let mut units = compute.workspace().unwritten(num_rows * num_units);
