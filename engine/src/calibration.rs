@@ -25,8 +25,9 @@ const MOST_RUNS: usize = 16;
 const LONG: Duration = Duration::from_millis(300);
 /// Before the first request, a kind that has taken this long is not run again.
 const ENOUGH: Duration = Duration::from_millis(30);
-/// Then the chunk, the longest step of all, takes less than this, unless it has few tokens.
-const LONG_AT_START: Duration = Duration::from_millis(100);
+/// Then the chunk, the longest step of all, takes less than this at the pace of a batch, which is several times its own, unless it
+/// has few tokens.
+const LONG_AT_START: Duration = Duration::from_millis(250);
 /// Enough to take longer than one.
 const FEW_TOKENS: usize = 8;
 const CHUNK_TOKENS: usize = 64;
@@ -41,6 +42,8 @@ pub(crate) struct Calibration {
     chunk: StepKind,
     batch: StepKind,
     context: StepKind,
+    /// As the chunk, behind what the context has.
+    behind: StepKind,
     longest_chunk: usize,
     num_blocks: usize,
     /// Prices of before are better than those of single runs.
@@ -91,6 +94,7 @@ impl Calibration {
         calibration.batch.look_at_start(&mut probe)?;
         calibration.fit_chunk(LONG_AT_START);
         calibration.chunk.look_at_start(&mut probe)?;
+        calibration.behind.look_at_start(&mut probe)?;
         calibration.context.look_at_start(&mut probe)?;
         if calibration.context.runs == 1 {
             // The smallest of the prices, which a step that is held up a little makes many times as large. It is looked at
@@ -120,14 +124,20 @@ impl Calibration {
         let spec = runner.cache().spec();
         let longest = spec.longest_sequence(config.num_kv_blocks, config.max_num_batched_tokens, config.max_model_len);
         let context = CONTEXT_TOKENS.min(longest);
+        let behind = (CONTEXT_TOKENS - 1).min(longest.saturating_sub(CHUNK_TOKENS));
         let batch = STREAMS_OF_PRICE.min(config.max_num_seqs).min(config.num_kv_blocks);
         Self {
             one_token: StepKind::nothing_of(1, 0, 1),
             chunk: StepKind::nothing_of(1, 0, 1),
             batch: StepKind::nothing_of(batch, 0, 1),
             context: StepKind::nothing_of(1, context.saturating_sub(1), 1),
+            behind: StepKind::nothing_of(1, behind, 1),
             longest_chunk: CHUNK_TOKENS.min(longest),
-            num_blocks: context.div_ceil(spec.block_size).max(batch).min(config.num_kv_blocks),
+            num_blocks: context
+                .max(behind + longest.min(CHUNK_TOKENS))
+                .div_ceil(spec.block_size)
+                .max(batch)
+                .min(config.num_kv_blocks),
             has_former: false,
         }
     }
@@ -143,18 +153,20 @@ impl Calibration {
     }
 
     fn measurements(&self) -> Measurements {
-        let Self { one_token, chunk, batch, context, .. } = self;
+        let Self { one_token, chunk, batch, context, behind, .. } = self;
         Measurements {
             one_token: one_token.fastest,
             chunk: (chunk.shape.num_tokens, chunk.fastest),
             batch: (batch.shape.sequences, batch.fastest),
             context: (context.shape.num_computed + 1, context.fastest),
+            behind: (behind.shape.num_computed, behind.fastest),
         }
     }
 
     /// Whether another look would be worth somebody's time.
     pub(crate) fn is_done(&self) -> bool {
-        [&self.one_token, &self.chunk, &self.batch, &self.context].into_iter().all(StepKind::is_done)
+        let Self { one_token, chunk, batch, context, behind, .. } = self;
+        [one_token, chunk, batch, context, behind].into_iter().all(StepKind::is_done)
     }
 
     /// Blocks that a [`Probe`] needs.
@@ -165,8 +177,8 @@ impl Calibration {
     /// One more step of the kind that was run least. Errors as [`Calibration::begin`].
     pub(crate) fn look_again(&mut self, probe: &mut Probe<'_>) -> Result<(), RequestError> {
         self.fit_chunk(LONG);
-        let Self { one_token, chunk, batch, context, .. } = self;
-        let unfinished = [one_token, chunk, batch, context].into_iter().filter(|kind| !kind.is_done());
+        let Self { one_token, chunk, batch, context, behind, .. } = self;
+        let unfinished = [one_token, chunk, batch, context, behind].into_iter().filter(|kind| !kind.is_done());
         unfinished.min_by_key(|kind| kind.runs).map_or(Ok(()), |kind| kind.look(probe))
     }
 
@@ -181,6 +193,7 @@ impl Calibration {
         let tokens = within(longest).max(within(LONG).min(FEW_TOKENS)).max(2).min(self.longest_chunk);
         if tokens > self.chunk.shape.num_tokens {
             self.chunk = StepKind::nothing_of(1, 0, tokens);
+            self.behind = StepKind::nothing_of(1, self.behind.shape.num_computed, tokens);
         }
     }
 }

@@ -29,7 +29,8 @@ pub(crate) struct CatchUpBudget {
 pub(crate) enum Demand {
     /// Nobody after this sequence.
     Last,
-    /// Others too: this one gets half of what is left at most, so that no prompt, however long, shuts the rest out.
+    /// Others too: this one gets half of what is left at most, so that no prompt, however long, shuts the rest out, unless it is
+    /// done with what is left.
     Contended,
 }
 
@@ -67,6 +68,7 @@ impl CatchUpBudget {
         let wanted = sequence.num_remaining() - sequence.num_scheduled;
         let Some(time) = self.time_for(sequence.id.class).filter(|_| wanted > 0) else { return 0 };
         let start = sequence.num_computed + sequence.num_scheduled;
+        let demand = if self.is_enough_for(sequence, wanted, time) { Demand::Last } else { demand };
         let in_time = self.costs.tokens_within(start, demand.share_of(time as usize) as CostNs);
         let mut tokens = wanted.min(demand.share_of(self.tokens)).min(in_time.max(least));
         if sequence.sampling.prompt_logprobs.is_some() {
@@ -85,6 +87,13 @@ impl CatchUpBudget {
             });
         }
         tokens
+    }
+
+    /// Then the sequence is out of the others' way after this step.
+    fn is_enough_for(&self, sequence: &Sequence, wanted: usize, time: CostNs) -> bool {
+        let start = sequence.num_computed + sequence.num_scheduled;
+        let has_rows = sequence.sampling.prompt_logprobs.is_none() || wanted <= self.prompt_logprob_rows;
+        wanted <= self.tokens && self.costs.of_tokens(start, wanted) <= time && has_rows
     }
 
     fn time_for(&self, class: Class) -> Option<CostNs> {
@@ -113,8 +122,13 @@ mod tests {
 
     #[test]
     fn who_is_let_in_runs_a_token_however_much_it_attends() {
-        let costs =
-            CostModel { prompt_token_ns: 10.0, generated_token_ns: 10.0, context_token_ns: 1.0, lone_token_ns: 10.0 };
+        let costs = CostModel {
+            prompt_token_ns: 10.0,
+            generated_token_ns: 10.0,
+            context_token_ns: 1.0,
+            prompt_context_token_ns: 1.0,
+            lone_token_ns: 10.0,
+        };
         let (tokens, time, batch_time, prompt_logprob_rows) = (8, 12, Some(UNBOUNDED), 0);
         let mut budget = CatchUpBudget { tokens, time, batch_time, costs, prompt_logprob_rows, is_untouched: false };
         let (mut sequence, _stream) = sequence(request(0, &[0; 100]));
@@ -123,5 +137,23 @@ mod tests {
         assert_eq!(budget.take(&sequence, Demand::Last), 0);
         assert_eq!(budget.take_first(&sequence, Demand::Last), 1);
         assert_eq!((budget.tokens, budget.time), (7, 0));
+    }
+
+    #[test]
+    fn a_prompt_that_is_done_with_what_is_left_gets_all_of_it_and_any_other_half() {
+        let costs = CostModel { prompt_token_ns: 10.0, prompt_context_token_ns: 0.0, ..CostModel::default() };
+        let budget = || CatchUpBudget {
+            tokens: 100,
+            time: 300,
+            batch_time: Some(UNBOUNDED),
+            costs,
+            prompt_logprob_rows: 0,
+            is_untouched: true,
+        };
+        for (num_tokens, expected) in [(30, 30), (31, 15), (90, 15)] {
+            let (sequence, _stream) = sequence(request(0, &vec![0; num_tokens]));
+            assert_eq!(budget().take(&sequence, Demand::Contended), expected, "of {num_tokens}");
+            assert_eq!(budget().take(&sequence, Demand::Last), 30, "of {num_tokens}");
+        }
     }
 }

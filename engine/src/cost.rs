@@ -14,8 +14,10 @@ pub struct CostModel {
     pub prompt_token_ns: f64,
     /// A generated token, its attention apart, in a step that it shares with a few others.
     pub generated_token_ns: f64,
-    /// One token that attends one other.
+    /// A generated token that attends one other.
     pub context_token_ns: f64,
+    /// A token of a prompt that attends one other: less than a generated one's where those of a prompt share what they read.
+    pub prompt_context_token_ns: f64,
     /// A generated token that has its step alone, its attention apart.
     pub lone_token_ns: f64,
 }
@@ -30,6 +32,7 @@ impl Default for CostModel {
             prompt_token_ns: 100_000.0,
             generated_token_ns: 1_000_000.0,
             context_token_ns: 100.0,
+            prompt_context_token_ns: 100.0,
             lone_token_ns: 1_000_000.0,
         }
     }
@@ -37,11 +40,13 @@ impl Default for CostModel {
 
 impl fmt::Display for CostModel {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [prompt, generated, attended] =
-            [self.prompt_token_ns, self.generated_token_ns, self.context_token_ns].map(|ns| ns / 1e3);
+        let Self { prompt_token_ns, generated_token_ns, context_token_ns, prompt_context_token_ns, .. } = self;
+        let [prompt, generated] = [prompt_token_ns, generated_token_ns].map(|ns| ns / 1e3);
+        let [of_prompt, of_generated] = [prompt_context_token_ns, context_token_ns].map(|ns| ns / 1e3);
         write!(
             formatter,
-            "prompt token {prompt:.1} µs, generated token {generated:.1} µs, attended token {attended:.4} µs"
+            "prompt token {prompt:.1} µs and {of_prompt:.4} µs for each that it attends, \
+             generated token {generated:.1} µs and {of_generated:.4} µs"
         )
     }
 }
@@ -50,11 +55,14 @@ impl CostModel {
     /// A step that runs the `num_tokens` tokens after the first `num_computed` ones of a sequence. A single token costs
     /// what a generated one costs, wherever it stands.
     pub(crate) fn of_tokens(&self, num_computed: usize, num_tokens: usize) -> CostNs {
-        let token_ns = if num_tokens == 1 { self.generated_token_ns } else { self.prompt_token_ns };
+        let (token_ns, context_ns) = match num_tokens {
+            1 => (self.generated_token_ns, self.context_token_ns),
+            _ => (self.prompt_token_ns, self.prompt_context_token_ns),
+        };
         let (computed, tokens) = (num_computed as f64, num_tokens as f64);
         // The first token attends itself and all before it, each further one a token more.
         let attended = tokens * (computed + (tokens + 1.0) / 2.0);
-        (tokens * token_ns + attended * self.context_token_ns).ceil() as CostNs
+        (tokens * token_ns + attended * context_ns).ceil() as CostNs
     }
 
     /// What a step takes longer or shorter than the price of its generated tokens, given how many they are: a straight line
@@ -67,7 +75,14 @@ impl CostModel {
     /// The most a sequence of `num_tokens` tokens can cost, however it is cut.
     pub(crate) fn of_sequence(&self, num_tokens: usize) -> CostNs {
         let dearest = self.prompt_token_ns.max(self.generated_token_ns);
-        let dear = Self { prompt_token_ns: dearest, generated_token_ns: dearest, ..*self };
+        let dearest_context = self.prompt_context_token_ns.max(self.context_token_ns);
+        let dear = Self {
+            prompt_token_ns: dearest,
+            generated_token_ns: dearest,
+            context_token_ns: dearest_context,
+            prompt_context_token_ns: dearest_context,
+            ..*self
+        };
         // Each cut may round up.
         dear.of_tokens(0, num_tokens) + num_tokens as CostNs
     }
@@ -77,7 +92,7 @@ impl CostModel {
     /// `n` tokens take `n a + n^2 c / 2`, where `c` is the price of a context token and `a` that of the first token with
     /// its context and half a `c`; this is the larger root, in the form that divides by no difference.
     pub(crate) fn tokens_within(&self, num_computed: usize, time: CostNs) -> usize {
-        let (c, time) = (self.context_token_ns, time as f64);
+        let (c, time) = (self.prompt_context_token_ns, time as f64);
         let a = self.prompt_token_ns + c * (num_computed as f64 + 0.5);
         (2.0 * time / (a + (a * a + 2.0 * c * time).sqrt())) as usize
     }
@@ -94,6 +109,8 @@ pub(crate) struct Measurements {
     pub(crate) batch: (usize, Duration),
     /// A step of one token that attends that many.
     pub(crate) context: (usize, Duration),
+    /// The chunk once more, behind so many tokens.
+    pub(crate) behind: (usize, Duration),
 }
 
 impl Measurements {
@@ -117,9 +134,14 @@ impl Measurements {
             time.saturating_sub(one_token).as_nanos() as f64 / count.saturating_sub(1).max(1) as f64
         };
         let dearest_ns = (alone_ns / Self::LEAST_RATIO).max(Self::LEAST_NS);
-        let context_token_ns = beyond_one(self.context).clamp(Self::LEAST_NS, dearest_ns);
+        let beyond_chunk = self.behind.1.saturating_sub(self.chunk.1).as_nanos() as f64;
+        let of_prompt = beyond_chunk / (self.chunk.0 * self.behind.0).max(1) as f64;
+        let of_prompt = of_prompt.clamp(Self::LEAST_NS, dearest_ns);
+        // One token's is a small part of its step. It shares what it reads with no other, so it takes no less.
+        let context_token_ns = beyond_one(self.context).clamp(of_prompt, dearest_ns);
+        let prompt_context_token_ns = if self.behind.0 > 0 { of_prompt } else { context_token_ns };
         // The attention within the chunk is paid for apart.
-        let attended = (self.chunk.0 as f64 + 1.0) / 2.0 * context_token_ns;
+        let attended = (self.chunk.0 as f64 + 1.0) / 2.0 * prompt_context_token_ns;
         let (batch, batch_time) = self.batch;
         let of_chunk = self.chunk.1.as_nanos() as f64 / self.chunk.0.max(1) as f64;
         let least_of_chunk = (of_chunk * Self::LEAST_PART_OF_CHUNK).clamp(Self::LEAST_NS, alone_ns);
@@ -127,6 +149,7 @@ impl Measurements {
             prompt_token_ns: (beyond_one(self.chunk) - attended).clamp(least_of_chunk, alone_ns),
             generated_token_ns: (batch_time.as_nanos() as f64 / batch.max(1) as f64).clamp(Self::LEAST_NS, alone_ns),
             context_token_ns,
+            prompt_context_token_ns,
             lone_token_ns: alone_ns,
         }
     }
@@ -166,9 +189,11 @@ mod tests {
             prompt_token_ns: 258_815.0,
             generated_token_ns: 1_012_345.678,
             context_token_ns: 31.26,
+            prompt_context_token_ns: 5.0,
             ..CostModel::default()
         };
-        let shown = "prompt token 258.8 µs, generated token 1012.3 µs, attended token 0.0313 µs";
+        let shown =
+            "prompt token 258.8 µs and 0.0050 µs for each that it attends, generated token 1012.3 µs and 0.0313 µs";
         assert_eq!(model.to_string(), shown);
     }
 
@@ -177,12 +202,13 @@ mod tests {
         let model = CostModel {
             prompt_token_ns: 100.0,
             generated_token_ns: 1000.0,
-            context_token_ns: 1.0,
+            context_token_ns: 3.0,
+            prompt_context_token_ns: 1.0,
             ..CostModel::default()
         };
         // Tokens 10, 11 and 12 attend 11, 12 and 13 tokens.
         assert_eq!(model.of_tokens(10, 3), 300 + 36);
-        assert_eq!(model.of_tokens(12, 1), 1000 + 13);
+        assert_eq!(model.of_tokens(12, 1), 1000 + 13 * 3);
     }
 
     #[test]
@@ -191,6 +217,7 @@ mod tests {
             prompt_token_ns: 70.3,
             generated_token_ns: 913.7,
             context_token_ns: 1.9,
+            prompt_context_token_ns: 1.9,
             ..CostModel::default()
         };
         for cut in [1, 2, 3, 16, 100] {
@@ -206,6 +233,7 @@ mod tests {
             prompt_token_ns: 70.3,
             generated_token_ns: 70.3,
             context_token_ns: 1.9,
+            prompt_context_token_ns: 1.9,
             ..CostModel::default()
         };
         for (computed, time) in [(0, 5_000), (1000, 100_000), (77, 1)] {
@@ -221,6 +249,7 @@ mod tests {
             prompt_token_ns: 50_000.0,
             generated_token_ns: 0.0,
             context_token_ns: 100.0,
+            prompt_context_token_ns: 20.0,
             ..CostModel::default()
         };
         let step = Duration::from_micros(500);
@@ -231,10 +260,14 @@ mod tests {
             chunk: (64, prompt(0, 64)),
             batch: (8, step + 8 * Duration::from_micros(50)),
             context: (513, one(513)),
+            behind: (512, prompt(512, 64)),
         };
         let model = measured.model();
         assert!((model.prompt_token_ns / 50_000.0 - 1.0).abs() < 0.05, "{model:?}");
         assert_eq!((model.generated_token_ns, model.context_token_ns), (112_500.0, 100.0));
+        assert_eq!(model.prompt_context_token_ns, 20.0);
+        let short = Measurements { behind: (0, Duration::ZERO), ..measured };
+        assert_eq!(short.model().prompt_context_token_ns, 100.0, "no prompt is as long");
         // A step of one and a step of eight take what was measured, one of fifteen as much longer as seven more do.
         let step_of = |count: usize| (model.generated_token_ns * count as f64 + model.beyond_price(count)).round();
         assert_eq!([1, 8, 15].map(step_of), [550_100.0, 900_000.0, 1_249_900.0]);
@@ -243,12 +276,17 @@ mod tests {
     #[test]
     fn a_step_that_was_held_up_makes_no_token_dearer_than_one_alone() {
         let ms = Duration::from_millis;
-        let undisturbed =
-            Measurements { one_token: ms(50), chunk: (6, ms(75)), batch: (8, ms(80)), context: (513, ms(50)) };
+        let undisturbed = Measurements {
+            one_token: ms(50),
+            chunk: (6, ms(75)),
+            batch: (8, ms(80)),
+            context: (513, ms(50)),
+            behind: (512, ms(75)),
+        };
         let held_up = Measurements { chunk: (6, ms(3000)), batch: (8, ms(3000)), ..undisturbed };
         let model = held_up.model();
         assert_eq!((model.prompt_token_ns, model.generated_token_ns), (5e7, 5e7));
-        let context_held_up = Measurements { context: (513, ms(3000)), ..undisturbed }.model();
+        let context_held_up = Measurements { context: (513, ms(3000)), behind: (512, ms(6000)), ..undisturbed }.model();
         assert!(context_held_up.tokens_within(1_000, 250_000_000) > 0, "{context_held_up:?}");
         let none_longer = Measurements { chunk: (64, ms(48)), one_token: ms(50), ..undisturbed }.model();
         assert_eq!(none_longer.prompt_token_ns, 48e6 / 64.0 / 16.0, "prompts are never as good as free");

@@ -126,6 +126,7 @@ impl Market {
             prompt_token_ns: 50.0 + below(200) as f64,
             generated_token_ns: 100.0 + below(900) as f64,
             context_token_ns: 1.0 + below(20) as f64,
+            prompt_context_token_ns: 1.0 + below(20) as f64,
             lone_token_ns: 1000.0,
         };
         let max_num_seqs = 1 + below(3) as usize;

@@ -152,8 +152,9 @@ fn running_prompts_go_before_new_ones_and_share_the_chunk() {
     bench.add(1, 6);
     bench.add(2, 6);
     assert_eq!(bench.step(), [(0, 1), (1, 2), (2, 2)]);
-    assert_eq!(bench.step(), [(0, 1), (1, 2), (2, 2)]);
-    assert_eq!(bench.step(), [(0, 1), (1, 2), (2, 2)]);
+    // What is left is all that the first needs.
+    assert_eq!(bench.step(), [(0, 1), (1, 4)]);
+    assert_eq!(bench.step(), [(0, 1), (1, 1), (2, 4)]);
 }
 
 #[test]
@@ -419,6 +420,7 @@ fn prompts_add_no_more_time_to_a_stream_than_was_configured() {
         prompt_token_ns: 1000.0,
         generated_token_ns: 5000.0,
         context_token_ns: 10.0,
+        prompt_context_token_ns: 10.0,
         lone_token_ns: 5000.0,
     };
     let most = Duration::from_nanos(6000);

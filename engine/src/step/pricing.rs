@@ -182,9 +182,9 @@ mod tests {
     fn each_kind_of_step_runs_once_before_the_first_request_of_a_model_that_takes_its_time() {
         let clock = Arc::new(BusyClock::default());
         let (mut step_loop, _handle) = measured_on(&clock);
-        // The first and five others, one of which has 16 tokens: as many as take 100 ms at the pace of a batch of eight.
-        assert_eq!(clock.now(), 6 * STEP + 15 * FURTHER_TOKEN);
-        assert_eq!(rest(&mut step_loop), 9, "and twice more when there is time, or three times one of more tokens");
+        // The first and six others, two of which have 40 tokens: as many as take 250 ms at the pace of a batch of eight.
+        assert_eq!(clock.now(), 7 * STEP + 2 * 39 * FURTHER_TOKEN);
+        assert_eq!(rest(&mut step_loop), 12, "and twice more when there is time, or three times one of more tokens");
         let after = clock.now();
         step_loop.refine_costs();
         assert_eq!(clock.now(), after, "then never again");
@@ -193,10 +193,10 @@ mod tests {
     #[test]
     fn a_start_of_a_slow_model_still_runs_enough_tokens_to_tell_their_price() {
         let clock = Arc::new(BusyClock::default());
-        let step = 4 * STEP;
+        let step = 8 * STEP;
         let (_step_loop, _handle) = started_at(step, &clock, (None, Arc::default()));
-        // Four of them would be surely done in 100 ms at the pace of a batch of eight, and twelve in 300 ms.
-        assert_eq!(clock.now(), 6 * step + 7 * FURTHER_TOKEN);
+        // Five of them would be surely done in 250 ms at the pace of a batch of eight, and six in 300 ms.
+        assert_eq!(clock.now(), 7 * step + 2 * 5 * FURTHER_TOKEN);
     }
 
     #[test]
@@ -222,8 +222,13 @@ mod tests {
 
     #[test]
     fn former_prices_hold_until_new_ones_are_worth_as_much() {
-        let former =
-            CostModel { prompt_token_ns: 7e6, generated_token_ns: 7e7, context_token_ns: 7e3, lone_token_ns: 7e7 };
+        let former = CostModel {
+            prompt_token_ns: 7e6,
+            generated_token_ns: 7e7,
+            context_token_ns: 7e3,
+            prompt_context_token_ns: 7e3,
+            lone_token_ns: 7e7,
+        };
         let clock = Arc::new(BusyClock::default());
         let (mut step_loop, handle) = started_with(&clock, (Some(former), Arc::default()));
         let bound = |step_loop: &mut StepLoop| {

@@ -116,8 +116,13 @@ fn the_last_reader_that_leaves_is_reported_though_nothing_runs_any_more() {
 
 /// Started before it fell ill: what its work costs is known.
 fn ill(model: StubModel) -> EngineParts {
-    let costs =
-        Some(CostModel { prompt_token_ns: 1e6, generated_token_ns: 1e6, context_token_ns: 1e3, lone_token_ns: 1e6 });
+    let costs = Some(CostModel {
+        prompt_token_ns: 1e6,
+        generated_token_ns: 1e6,
+        context_token_ns: 1e3,
+        prompt_context_token_ns: 1e3,
+        lone_token_ns: 1e6,
+    });
     let well = parts(Arc::new(NullObserver));
     EngineParts { model: Box::new(model), config: EngineConfig { costs, ..well.config }, ..well }
 }

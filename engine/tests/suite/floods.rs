@@ -100,6 +100,7 @@ impl World {
                 prompt_token_ns: 80.0,
                 generated_token_ns: 300.0,
                 context_token_ns: 1.0,
+                prompt_context_token_ns: 1.0,
                 lone_token_ns: 300.0,
             }),
             ..EngineConfig::default()

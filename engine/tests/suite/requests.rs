@@ -404,7 +404,13 @@ const MOST_ADDED: Duration = Duration::from_millis(20);
 fn added_by_a_long_prompt(token: Duration) -> Vec<Duration> {
     let clock = ManualClock::default();
     let pace = Pace { clock: clock.clone(), step: Duration::from_millis(5), further_token: token };
-    let costs = CostModel { prompt_token_ns: 1e6, generated_token_ns: 5e6, context_token_ns: 0.01, lone_token_ns: 5e6 };
+    let costs = CostModel {
+        prompt_token_ns: 1e6,
+        generated_token_ns: 5e6,
+        context_token_ns: 0.01,
+        prompt_context_token_ns: 0.01,
+        lone_token_ns: 5e6,
+    };
     let config = EngineConfig {
         num_kv_blocks: 400,
         max_model_len: 1200,

@@ -181,6 +181,7 @@ fn config(chance: &mut Chance, model: &StubModel) -> EngineConfig {
             prompt_token_ns: 80_000.0,
             generated_token_ns: 300_000.0,
             context_token_ns: 900.0,
+            prompt_context_token_ns: 900.0,
             lone_token_ns: 300_000.0,
         }),
         former_costs: None,

@@ -44,6 +44,9 @@ struct Entry {
     context_token_ns: f64,
     /// 0 of versions that did not measure it.
     #[serde(default)]
+    prompt_context_token_ns: f64,
+    /// The same.
+    #[serde(default)]
     lone_token_ns: f64,
 }
 
@@ -101,17 +104,30 @@ impl RanOn<'_> {
 
 impl Entry {
     fn of(costs: &CostModel) -> Self {
-        let &CostModel { prompt_token_ns, generated_token_ns, context_token_ns, lone_token_ns } = costs;
-        Self { prompt_token_ns, generated_token_ns, context_token_ns, lone_token_ns }
+        let &CostModel {
+            prompt_token_ns,
+            generated_token_ns,
+            context_token_ns,
+            prompt_context_token_ns,
+            lone_token_ns,
+        } = costs;
+        Self { prompt_token_ns, generated_token_ns, context_token_ns, prompt_context_token_ns, lone_token_ns }
     }
 
     /// No work is free, and none takes an hour.
     fn model(&self) -> Option<CostModel> {
         const HOUR_NS: f64 = 3.6e12;
-        let &Self { prompt_token_ns, generated_token_ns, context_token_ns, lone_token_ns } = self;
-        let all = [prompt_token_ns, generated_token_ns, context_token_ns, lone_token_ns];
+        let &Self { prompt_token_ns, generated_token_ns, context_token_ns, prompt_context_token_ns, lone_token_ns } =
+            self;
+        let all = [prompt_token_ns, generated_token_ns, context_token_ns, prompt_context_token_ns, lone_token_ns];
         let can_be = all.iter().all(|ns| *ns > 0.0 && *ns < HOUR_NS);
-        can_be.then_some(CostModel { prompt_token_ns, generated_token_ns, context_token_ns, lone_token_ns })
+        can_be.then_some(CostModel {
+            prompt_token_ns,
+            generated_token_ns,
+            context_token_ns,
+            prompt_context_token_ns,
+            lone_token_ns,
+        })
     }
 }
 
@@ -144,8 +160,13 @@ mod tests {
 
     use super::*;
 
-    const COSTS: CostModel =
-        CostModel { prompt_token_ns: 3e6, generated_token_ns: 4e7, context_token_ns: 812.5, lone_token_ns: 2e8 };
+    const COSTS: CostModel = CostModel {
+        prompt_token_ns: 3e6,
+        generated_token_ns: 4e7,
+        context_token_ns: 812.5,
+        prompt_context_token_ns: 90.0,
+        lone_token_ns: 2e8,
+    };
 
     fn on(digest: char) -> RanOn<'static> {
         let model = format!("sha256:{}", String::from(digest).repeat(64)).parse().expect("it is a digest");
@@ -192,13 +213,15 @@ mod tests {
     }
 
     #[test]
-    fn costs_of_a_version_that_did_not_measure_a_lone_token_are_measured_anew() {
+    fn costs_of_a_version_that_did_not_measure_all_of_them_are_measured_anew() {
         let data = tempfile::tempdir().expect("a temporary folder");
-        learn(data.path(), &on('a'));
-        let path = data.path().join(FILE);
-        let whole = fs::read_to_string(&path).expect("it was kept");
-        fs::write(&path, whole.replace("lone_token_ns", "another")).expect("the folder is writable");
-        assert_eq!(KeptCosts::open(data.path()).find(&on('a')), None);
+        for later in ["lone_token_ns", "prompt_context_token_ns"] {
+            learn(data.path(), &on('a'));
+            let path = data.path().join(FILE);
+            let whole = fs::read_to_string(&path).expect("it was kept");
+            fs::write(&path, whole.replace(later, "another")).expect("the folder is writable");
+            assert_eq!(KeptCosts::open(data.path()).find(&on('a')), None, "{later}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ fn prompts_add_to_a_step_by_what_its_streams_take_unless_a_bound_is_stated() {
             prompt_token_ns: 1e6,
             generated_token_ns: stream_ns,
             context_token_ns: 0.0,
+            prompt_context_token_ns: 0.0,
             lone_token_ns: stream_ns,
         };
         let mut bench = Bench::new(EngineConfig {
@@ -34,8 +35,13 @@ fn prompts_add_to_a_step_by_what_its_streams_take_unless_a_bound_is_stated() {
 #[test]
 fn where_several_prompts_have_waited_for_long_a_step_takes_more_of_them_and_those_of_batch_do_not_count() {
     for (second, grows) in [(Class::Standard, true), (Class::Batch, false)] {
-        let costs =
-            CostModel { prompt_token_ns: 1e6, generated_token_ns: 1e8, context_token_ns: 1e-6, lone_token_ns: 1e8 };
+        let costs = CostModel {
+            prompt_token_ns: 1e6,
+            generated_token_ns: 1e8,
+            context_token_ns: 1e-6,
+            prompt_context_token_ns: 1e-6,
+            lone_token_ns: 1e8,
+        };
         let mut bench = Bench::new(EngineConfig {
             num_kv_blocks: 8000,
             max_num_batched_tokens: 512,

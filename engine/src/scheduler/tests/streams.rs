@@ -9,7 +9,7 @@ impl Bench {
     /// A standard stream, number 0, and batch streams after it.
     fn beside_a_stream(config: EngineConfig) -> Self {
         // Contexts cost next to nothing, so every stream has one price.
-        let costs = Some(CostModel { context_token_ns: 1e-6, ..CostModel::default() });
+        let costs = Some(CostModel { context_token_ns: 1e-6, prompt_context_token_ns: 1e-6, ..CostModel::default() });
         let mut bench = Self::new(EngineConfig { num_kv_blocks: 8000, max_num_seqs: 8, costs, ..config });
         (1..=NUM_BATCH).for_each(|id| bench.add_of_class(Class::Batch, id, 1));
         assert_eq!(bench.timed_step(STEP).len(), NUM_BATCH as usize, "without better ones all of batch moves");
@@ -62,7 +62,13 @@ fn where_a_step_of_many_takes_no_longer_than_one_of_few_all_of_batch_comes_to_mo
 
 /// A stream alone that takes so long, and a batch prompt that has come beside it.
 fn batch_beside_a_lone_stream_of(lone_token_ns: f64) -> Bench {
-    let costs = CostModel { prompt_token_ns: 1000.0, generated_token_ns: 5000.0, context_token_ns: 0.1, lone_token_ns };
+    let costs = CostModel {
+        prompt_token_ns: 1000.0,
+        generated_token_ns: 5000.0,
+        context_token_ns: 0.1,
+        prompt_context_token_ns: 0.1,
+        lone_token_ns,
+    };
     let mut bench = Bench::new(EngineConfig {
         num_kv_blocks: 1000,
         max_num_batched_tokens: 64,
