@@ -43,6 +43,7 @@ pub(crate) mod row_stride;
 pub(super) mod store_kv;
 pub(crate) mod system;
 mod target;
+mod task_ranges;
 mod tile;
 mod vector;
 mod view;

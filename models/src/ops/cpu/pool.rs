@@ -26,6 +26,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::system;
+use super::task_ranges::TaskRanges;
 use crate::Pulse;
 use crate::ops::ProcessorSet;
 
@@ -53,12 +54,16 @@ const OPEN: u64 = 1 << 31;
 const ACTIVE: u64 = OPEN - 1;
 
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
+/// Alive while its job is open, or a worker active.
+type Job = *const Task<'static>;
 type Panic = Box<dyn Any + Send>;
 
 struct Shared {
     state: AtomicU64,
     job: UnsafeCell<Job>,
-    next_task: AtomicUsize,
+    ranges: TaskRanges,
+    /// A task panicked: those that are left are skipped.
+    is_broken: AtomicBool,
     pulse: Pulse,
     panic: Mutex<Option<Panic>>,
     stop: AtomicBool,
@@ -68,12 +73,6 @@ struct Shared {
     lock: Mutex<()>,
     job_opened: Condvar,
     job_finished: Condvar,
-}
-
-#[derive(Clone, Copy)]
-struct Job {
-    task: *const Task<'static>,
-    num_tasks: usize,
 }
 
 // SAFETY: `job` is written only by the caller that holds `turn`, while the state word is closed with no active worker, and
@@ -93,13 +92,13 @@ impl ComputePool {
     /// The same, whose own threads stay on `processors`, and those that call it while they hold what
     /// [`ComputePool::enter`] gives.
     pub(crate) fn on(processors: Option<ProcessorSet>, num_threads: usize) -> Self {
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(Shared::new(num_threads.max(1)));
         let workers = (1..num_threads)
             .map_while(|index| {
                 let (shared, processors) = (Arc::clone(&shared), processors.clone());
                 let work = move || {
                     let _here = OnProcessors::bind(processors.as_ref());
-                    shared.work_until_stopped();
+                    shared.work_until_stopped(index);
                 };
                 std::thread::Builder::new().name(format!("compute-{index}")).spawn(work).ok()
             })
@@ -185,11 +184,12 @@ impl fmt::Debug for ComputePool {
 }
 
 impl Shared {
-    fn new() -> Self {
+    fn new(num_threads: usize) -> Self {
         Self {
             state: AtomicU64::new(0),
-            job: UnsafeCell::new(Job { task: &|_| (), num_tasks: 0 }),
-            next_task: AtomicUsize::new(0),
+            job: UnsafeCell::new(&|_| ()),
+            ranges: TaskRanges::new(num_threads),
+            is_broken: AtomicBool::new(false),
             pulse: Pulse::default(),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
@@ -205,11 +205,10 @@ impl Shared {
     fn execute(&self, num_tasks: usize, task: &Task<'_>) -> Option<Panic> {
         // SAFETY: only the lifetime changes. The pointer is followed by this thread and by active workers, and this
         // function does not return before the state is closed and no worker is active.
-        let task = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
-        let job = Job { task, num_tasks };
+        let job = unsafe { std::mem::transmute::<*const Task<'_>, Job>(task) };
         // SAFETY: the state is closed and no worker is active (the last job ended so), hence nobody reads `job`.
         unsafe { *self.job.get() = job };
-        self.next_task.store(0, SeqCst);
+        self.ranges.deal(u32::try_from(num_tasks).expect("an op has fewer tasks"));
         let epoch = (self.state.load(SeqCst) >> 32).wrapping_add(1) & u64::from(u32::MAX);
         self.state.store(epoch << 32 | OPEN, SeqCst);
         // Either a worker counted itself before this load and is woken, or it sees the open state before it sleeps.
@@ -217,10 +216,14 @@ impl Shared {
             drop(lock(&self.lock));
             self.job_opened.notify_all();
         }
-        self.claim_tasks(job);
+        self.claim_tasks(job, 0);
         self.state.fetch_and(!OPEN, SeqCst);
         self.wait_for_workers();
-        lock(&self.panic).take()
+        let panic = lock(&self.panic).take();
+        if panic.is_some() {
+            self.is_broken.store(false, SeqCst);
+        }
+        panic
     }
 
     fn wait_for_workers(&self) {
@@ -236,14 +239,14 @@ impl Shared {
         self.caller_sleeps.store(false, SeqCst);
     }
 
-    fn work_until_stopped(&self) {
+    fn work_until_stopped(&self, thread: usize) {
         let mut last_epoch = 0;
         while let Some(epoch) = self.wait_for_job(last_epoch) {
             last_epoch = epoch;
             if self.join_job(epoch) {
                 // SAFETY: this worker is counted as active, so the caller has published the job and still waits.
                 let job = unsafe { *self.job.get() };
-                self.claim_tasks(job);
+                self.claim_tasks(job, thread);
                 self.leave_job();
             }
         }
@@ -277,16 +280,15 @@ impl Shared {
         }
     }
 
-    fn claim_tasks(&self, job: Job) {
+    fn claim_tasks(&self, job: Job, thread: usize) {
         // SAFETY: the caller of this function is the job's owner or an active worker, so the task is alive.
-        let task = unsafe { &*job.task };
-        loop {
-            let index = self.next_task.fetch_add(1, SeqCst);
-            if index >= job.num_tasks {
-                return;
+        let task = unsafe { &*job };
+        while let Some(index) = self.ranges.claim(thread) {
+            if self.is_broken.load(SeqCst) {
+                continue;
             }
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(index))) {
-                self.next_task.store(job.num_tasks, SeqCst);
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(index as usize))) {
+                self.is_broken.store(true, SeqCst);
                 lock(&self.panic).get_or_insert(panic);
             }
             self.pulse.beat();
