@@ -80,10 +80,12 @@ fn run<F: Format, A: Activation>(
     sink.take(compute, &product, first_column);
 }
 
-/// Panels that a block of `num_rows` rows visits together: where reading takes longer than computing, as many streams as keep
-/// memory busy; and as many as give the products enough running sums.
+/// Panels that a block of `num_rows` rows visits together: one where reading takes longer than computing, since memory is fastest
+/// with one stream for each thread; else as many as give the products enough running sums.
 const fn panels_together<F: Format>(sums: usize, num_rows: usize) -> usize {
-    if F::WAITS_FOR_MEMORY && num_rows <= 2 || MAX_PANELS * num_rows < sums {
+    if num_rows <= F::ROWS_THAT_WAIT {
+        1
+    } else if MAX_PANELS * num_rows < sums {
         MAX_PANELS
     } else if 2 * num_rows <= sums {
         2
@@ -107,9 +109,8 @@ trait Format: Sync {
     const WIDTH: usize;
     /// Fours that are left then: none or one.
     const LEFT: usize = UNIT / 4 / Self::DOTS - Self::WIDTH * Self::STEPS;
-    /// Whether reading a weight takes one or two rows longer than using it. On AVX2 the others take about as long for both,
-    /// and lose 5 to 20 % to several panels together.
-    const WAITS_FOR_MEMORY: bool = false;
+    /// Rows for which reading a weight takes longer than using it.
+    const ROWS_THAT_WAIT: usize = 3;
 
     /// Where the product of group `dot` begins.
     fn begin(begins: &Begins, dot: usize) -> i32;
@@ -163,7 +164,7 @@ impl Format for Q8_0 {
     const DOTS: usize = 1;
     const STEPS: usize = 8;
     const WIDTH: usize = 1;
-    const WAITS_FOR_MEMORY: bool = true;
+    const ROWS_THAT_WAIT: usize = 5;
 
     #[inline(always)]
     fn begin(begins: &Begins, _dot: usize) -> i32 {

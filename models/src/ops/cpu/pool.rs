@@ -67,6 +67,8 @@ struct Shared {
     pulse: Pulse,
     panic: Mutex<Option<Panic>>,
     stop: AtomicBool,
+    /// Workers that run.
+    started: AtomicUsize,
     /// Workers that sleep, or are about to.
     sleepers: AtomicUsize,
     caller_sleeps: AtomicBool,
@@ -98,11 +100,13 @@ impl ComputePool {
                 let (shared, processors) = (Arc::clone(&shared), processors.clone());
                 let work = move || {
                     let _here = OnProcessors::bind(processors.as_ref());
+                    shared.note_start();
                     shared.work_until_stopped(index);
                 };
                 std::thread::Builder::new().name(format!("compute-{index}")).spawn(work).ok()
             })
-            .collect();
+            .collect::<Vec<_>>();
+        shared.wait_for_starts(workers.len());
         Self { shared, turn: Mutex::new(()), workers, processors }
     }
 
@@ -193,11 +197,26 @@ impl Shared {
             pulse: Pulse::default(),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
+            started: AtomicUsize::new(0),
             sleepers: AtomicUsize::new(0),
             caller_sleeps: AtomicBool::new(false),
             lock: Mutex::new(()),
             job_opened: Condvar::new(),
             job_finished: Condvar::new(),
+        }
+    }
+
+    fn note_start(&self) {
+        let _guard = lock(&self.lock);
+        self.started.fetch_add(1, SeqCst);
+        self.job_finished.notify_one();
+    }
+
+    /// A thread's start asks the allocator and the system for this and that, which no job shall wait for.
+    fn wait_for_starts(&self, num_workers: usize) {
+        let mut guard = lock(&self.lock);
+        while self.started.load(SeqCst) < num_workers {
+            guard = wait(&self.job_finished, guard);
         }
     }
 
