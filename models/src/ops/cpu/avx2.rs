@@ -10,7 +10,7 @@ use super::instructions::{Instructions, Piece};
 use super::lanes::Lanes;
 use super::launch::{IntegerTile, Kernel};
 use super::pairs::Pairs;
-use super::vector::{LANES, Vector};
+use super::vector::{Arithmetic, LANES, Vector};
 
 /// AVX2, FMA and F16C: 16 registers. 6 x 2 running sums, 2 weights and 1 factor fill them in a product of floats, 5 x 2
 /// running sums, 2 weights, their 2 vectors and 1 factor in one of integers.
@@ -36,7 +36,7 @@ impl Instructions for Avx2 {
 pub(super) const INTEGER_TILE: IntegerTile = IntegerTile::of::<Avx2>();
 
 #[derive(Clone, Copy)]
-pub(super) struct Ymm(__m256);
+pub(super) struct Ymm(pub(super) __m256);
 
 #[derive(Clone, Copy)]
 pub(super) struct YmmPairs(__m256i);
@@ -132,7 +132,7 @@ impl Lanes for Ymm {
     }
 }
 
-impl Vector for Ymm {
+impl Arithmetic for Ymm {
     #[inline(always)]
     unsafe fn sub(self, other: Self) -> Self {
         Self(unsafe { _mm256_sub_ps(self.0, other.0) })
@@ -167,6 +167,16 @@ impl Vector for Ymm {
     }
 
     #[inline(always)]
+    unsafe fn if_positive(self, then: Self, otherwise: Self) -> Self {
+        unsafe {
+            let positive = _mm256_cmp_ps::<_CMP_GT_OQ>(self.0, _mm256_setzero_ps());
+            Self(_mm256_blendv_ps(otherwise.0, then.0, positive))
+        }
+    }
+}
+
+impl Vector for Ymm {
+    #[inline(always)]
     unsafe fn sum_of_lanes(self) -> f32 {
         unsafe {
             let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
@@ -190,14 +200,6 @@ impl Vector for Ymm {
             // Their saturation finds nothing: what is packed has 16 bits. Lanes of the halves are in turns then.
             let packed = _mm256_packus_epi32(rounded(low), rounded(high));
             _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn if_positive(self, then: Self, otherwise: Self) -> Self {
-        unsafe {
-            let positive = _mm256_cmp_ps::<_CMP_GT_OQ>(self.0, _mm256_setzero_ps());
-            Self(_mm256_blendv_ps(otherwise.0, then.0, positive))
         }
     }
 }

@@ -3,15 +3,14 @@
 //! What a body is compiled for.
 
 use super::bf16_pairs::{self, PairsOf};
-use super::lanes::Lanes;
-use super::vector::{Portable, Vector};
+use super::vector::{Portable, Sixteen, Vector};
 
 /// A set of instructions: its lanes, and how much of a product its registers hold.
 pub(super) trait Instructions: Sized {
     /// Eight f32 lanes.
     type Vector: Vector;
     /// Sixteen: one row of a panel of weights, or of a tile of keys.
-    type Panel: Lanes;
+    type Panel: Sixteen<Half = Self::Vector>;
 
     /// Rows that the inner loop of a product of floats carries, at most [`super::tile::MAX_ROWS`].
     const TILE_ROWS: usize;

@@ -1,6 +1,6 @@
 #![expect(unsafe_code, reason = "the vector operations of the CPU are unsafe to call without a check of its features")]
 
-//! Eight f32 lanes: the vocabulary in which the bodies are written, and its portable form.
+//! The vocabulary in which the bodies are written, and its portable form.
 
 use half::{bf16, f16};
 
@@ -11,11 +11,11 @@ use super::pairs::{Pairs, PortablePairs};
 /// Lanes of a [`Vector`].
 pub(super) const LANES: usize = 8;
 
-/// Eight f32 lanes, of which more can be asked than of any number.
+/// What is asked of lanes that are no sums of products.
 ///
 /// # Safety
 /// As [`Lanes`].
-pub(super) trait Vector: Lanes {
+pub(super) trait Arithmetic: Lanes {
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn div(self, other: Self) -> Self;
     /// The greater lane; where either is not a number, `other`'s.
@@ -28,43 +28,6 @@ pub(super) trait Vector: Lanes {
     unsafe fn exp2_of_integer(self) -> Self;
     /// `then` where the lane is above 0, `otherwise` elsewhere, where it is not a number included.
     unsafe fn if_positive(self, then: Self, otherwise: Self) -> Self;
-
-    #[inline(always)]
-    unsafe fn to_array(self) -> [f32; LANES] {
-        let mut lanes = [0.0; LANES];
-        // SAFETY: the array holds eight elements; the caller has the instructions.
-        unsafe { self.store(lanes.as_mut_ptr()) };
-        lanes
-    }
-
-    /// The sum of the lanes as `((0+4)+(2+6)) + ((1+5)+(3+7))`.
-    #[inline(always)]
-    unsafe fn sum_of_lanes(self) -> f32 {
-        // SAFETY: the caller has the instructions.
-        let x = unsafe { self.to_array() };
-        ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
-    }
-
-    /// The greatest lane; where one is not a number, another's.
-    #[inline(always)]
-    unsafe fn max_of_lanes(self) -> f32 {
-        // SAFETY: the caller has the instructions.
-        let x = unsafe { self.to_array() };
-        let max = |a: f32, b: f32| if a > b { a } else { b };
-        max(max(max(x[0], x[4]), max(x[2], x[6])), max(max(x[1], x[5]), max(x[3], x[7])))
-    }
-
-    /// Writes the lanes of `low` and `high` as [`rounded`] has them.
-    ///
-    /// # Safety
-    /// As [`Lanes`]; `to` must be valid for sixteen elements.
-    #[inline(always)]
-    unsafe fn store_rounded(low: Self, high: Self, to: *mut bf16) {
-        // SAFETY: the caller's.
-        unsafe {
-            to.cast::<[[bf16; LANES]; 2]>().write_unaligned([low, high].map(|lanes| lanes.to_array().map(rounded)))
-        }
-    }
 
     /// `e` to the power of each lane, within 2 units in the last place from -87.3 to 88.3, and the value at these ends
     /// beyond them. Range reduction by Cody and Waite, polynomial from the Cephes library's `expf`.
@@ -108,6 +71,119 @@ pub(super) trait Vector: Lanes {
             }
             (p.mul_add(r.mul(r), r), n.exp2_of_integer())
         }
+    }
+}
+
+/// Eight f32 lanes, which come together to one number.
+///
+/// # Safety
+/// As [`Lanes`].
+pub(super) trait Vector: Arithmetic {
+    #[inline(always)]
+    unsafe fn to_array(self) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: the array holds eight elements; the caller has the instructions.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        lanes
+    }
+
+    /// The sum of the lanes as `((0+4)+(2+6)) + ((1+5)+(3+7))`.
+    #[inline(always)]
+    unsafe fn sum_of_lanes(self) -> f32 {
+        // SAFETY: the caller has the instructions.
+        let x = unsafe { self.to_array() };
+        ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
+    }
+
+    /// The greatest lane; where one is not a number, another's.
+    #[inline(always)]
+    unsafe fn max_of_lanes(self) -> f32 {
+        // SAFETY: the caller has the instructions.
+        let x = unsafe { self.to_array() };
+        let max = |a: f32, b: f32| if a > b { a } else { b };
+        max(max(max(x[0], x[4]), max(x[2], x[6])), max(max(x[1], x[5]), max(x[3], x[7])))
+    }
+
+    /// Writes the lanes of `low` and `high` as [`rounded`] has them.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; `to` must be valid for sixteen elements.
+    #[inline(always)]
+    unsafe fn store_rounded(low: Self, high: Self, to: *mut bf16) {
+        // SAFETY: the caller's.
+        unsafe {
+            to.cast::<[[bf16; LANES]; 2]>().write_unaligned([low, high].map(|lanes| lanes.to_array().map(rounded)))
+        }
+    }
+}
+
+/// Sixteen f32 lanes, which come apart to two vectors.
+///
+/// # Safety
+/// As [`Lanes`].
+pub(super) trait Sixteen: Arithmetic {
+    type Half: Vector;
+
+    unsafe fn halves(self) -> [Self::Half; 2];
+
+    /// Writes the lanes as [`rounded`] has them.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; `to` must be valid for sixteen elements.
+    #[inline(always)]
+    unsafe fn store_rounded(self, to: *mut bf16) {
+        // SAFETY: the caller's.
+        unsafe {
+            let [low, high] = self.halves();
+            Self::Half::store_rounded(low, high, to);
+        }
+    }
+}
+
+impl<V: Vector> Sixteen for [V; 2] {
+    type Half = V;
+
+    #[inline(always)]
+    unsafe fn halves(self) -> [V; 2] {
+        self
+    }
+}
+
+impl<V: Arithmetic> Arithmetic for [V; 2] {
+    // SAFETY, for every block below: passed on, each half with its own half of the lanes.
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        unsafe { [self[0].sub(other[0]), self[1].sub(other[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        unsafe { [self[0].div(other[0]), self[1].div(other[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        unsafe { [self[0].max(other[0]), self[1].max(other[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        unsafe { [self[0].min(other[0]), self[1].min(other[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        unsafe { [self[0].round(), self[1].round()] }
+    }
+
+    #[inline(always)]
+    unsafe fn exp2_of_integer(self) -> Self {
+        unsafe { [self[0].exp2_of_integer(), self[1].exp2_of_integer()] }
+    }
+
+    #[inline(always)]
+    unsafe fn if_positive(self, then: Self, otherwise: Self) -> Self {
+        unsafe { [self[0].if_positive(then[0], otherwise[0]), self[1].if_positive(then[1], otherwise[1])] }
     }
 }
 
@@ -216,7 +292,7 @@ impl Lanes for Portable {
     }
 }
 
-impl Vector for Portable {
+impl Arithmetic for Portable {
     #[inline(always)]
     unsafe fn sub(self, other: Self) -> Self {
         self.zip(other, |a, b| a - b)
@@ -255,6 +331,8 @@ impl Vector for Portable {
         self
     }
 }
+
+impl Vector for Portable {}
 
 #[cfg(test)]
 mod tests {

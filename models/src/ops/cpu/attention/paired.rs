@@ -12,7 +12,7 @@ use super::super::lanes::Lanes;
 use super::super::launch::WithBf16Products;
 use super::super::pairs::Pairs;
 use super::super::tile::Weight;
-use super::super::vector::{LANES, Vector};
+use super::super::vector::{LANES, Sixteen, Vector};
 use super::pieces::multiply_by;
 use crate::kv_cache::KV_TILE;
 
@@ -36,8 +36,8 @@ pub(super) trait Cached: Weight {
     /// are steps.
     ///
     /// # Safety
-    /// The CPU must have `V`'s instructions.
-    unsafe fn put_weights<V: Vector>(weights: [V; 2], scales: Option<[f32; KV_TILE]>, to: &mut [f32]);
+    /// The CPU must have `P`'s instructions.
+    unsafe fn put_weights<P: Sixteen>(weights: P, scales: Option<[f32; KV_TILE]>, to: &mut [f32]);
 
     /// One of those that [`Cached::put_factors`] has left for a step.
     fn factor_of(step: f32, place: usize) -> f32;
@@ -61,13 +61,11 @@ impl<E: CacheElement> Cached for E {
     unsafe fn put_factors<V: Vector>(_numbers: &mut [f32]) {}
 
     #[inline(always)]
-    unsafe fn put_weights<V: Vector>([low, high]: [V; 2], scales: Option<[f32; KV_TILE]>, to: &mut [f32]) {
-        // SAFETY: two vectors in a tile; passed on.
-        unsafe {
-            low.store(to.as_mut_ptr());
-            high.store(to[LANES..].as_mut_ptr());
-        }
-        multiply_by(&mut to.as_chunks_mut().0[0], scales);
+    unsafe fn put_weights<P: Sixteen>(weights: P, scales: Option<[f32; KV_TILE]>, to: &mut [f32]) {
+        let to = &mut to.as_chunks_mut().0[0];
+        // SAFETY: as many keys in a tile as lanes; passed on.
+        unsafe { weights.store(to.as_mut_ptr()) };
+        multiply_by(to, scales);
     }
 
     #[inline(always)]
@@ -144,9 +142,9 @@ impl Cached for Paired {
     }
 
     #[inline(always)]
-    unsafe fn put_weights<V: Vector>([low, high]: [V; 2], _scales: Option<[f32; KV_TILE]>, to: &mut [f32]) {
+    unsafe fn put_weights<P: Sixteen>(weights: P, _scales: Option<[f32; KV_TILE]>, to: &mut [f32]) {
         // SAFETY: as many bf16 numbers as there are keys, two in each place; passed on.
-        unsafe { V::store_rounded(low, high, to.as_mut_ptr().cast()) }
+        unsafe { weights.store_rounded(to.as_mut_ptr().cast()) }
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::super::instructions::{Instructions, Piece};
 use super::super::lanes::Lanes;
 use super::super::tile::{self, Factors};
-use super::super::vector::{LANES, Vector};
+use super::super::vector::{Arithmetic, Sixteen, Vector};
 use super::paired::Cached;
 use super::visit::VISIT;
 use crate::kv_cache::KV_TILE;
@@ -65,34 +65,34 @@ impl<E: Cached, const ROWS: usize, const PANELS: usize> Piece for Values<'_, E, 
 }
 
 /// Of the keys of a visit, in their order.
-pub(super) type Weights<V> = [V; VISIT / LANES];
+pub(super) type Weights<P> = [P; VISIT / KV_TILE];
 
 /// The weights of a visit's scores times `scale`, of which those of `keys` count and the others are 0, and the factor by
 /// which earlier weights shrink; brings the row's maximum and sum up to date.
 ///
 /// # Safety
-/// `keys` is not empty; the CPU has `V`'s instructions.
+/// `keys` is not empty; the CPU has `P`'s instructions.
 #[inline(always)]
-pub(super) unsafe fn weigh<V: Vector>(
+pub(super) unsafe fn weigh<P: Sixteen>(
     scores: &[f32; VISIT],
     scale: f32,
     keys: Range<usize>,
     (max, sum): (&mut f32, &mut f32),
-) -> (Weights<V>, f32) {
-    // SAFETY: as many vectors as a visit has; the caller has the instructions.
+) -> (Weights<P>, f32) {
+    // SAFETY: as many lanes as a visit has keys; the caller has the instructions.
     unsafe {
-        let (is_whole, scale) = (keys.len() == VISIT, V::splat(scale));
-        let mut lanes = [V::splat(0.0); VISIT / LANES];
+        let (is_whole, scale) = (keys.len() == VISIT, P::splat(scale));
+        let mut lanes = [P::splat(0.0); VISIT / KV_TILE];
         for (part, lanes) in lanes.iter_mut().enumerate() {
-            *lanes = V::load(scores.as_ptr().add(part * LANES)).mul(scale);
+            *lanes = P::load(scores.as_ptr().add(part * KV_TILE)).mul(scale);
         }
         if !is_whole {
             lanes = with_unseen(lanes, &keys, f32::NEG_INFINITY);
         }
-        let [a, b, c, d, e, f, g, h] = lanes;
-        let highest = (a.max(b).max(c.max(d))).max(e.max(f).max(g.max(h)));
-        let new_max = max.max(highest.max_of_lanes());
-        let shift = V::splat(new_max);
+        let [a, b, c, d] = lanes;
+        let [low, high] = a.max(b).max(c.max(d)).halves();
+        let new_max = max.max(low.max(high).max_of_lanes());
+        let shift = P::splat(new_max);
         for lanes in &mut lanes {
             *lanes = lanes.sub(shift).exp();
         }
@@ -100,10 +100,14 @@ pub(super) unsafe fn weigh<V: Vector>(
             lanes = with_unseen(lanes, &keys, 0.0);
         }
         // The exponential of 0 is exactly 1.
-        let factor = if new_max == *max { 1.0 } else { V::splat(*max - new_max).exp().to_array()[0] };
-        let [a, b, c, d, e, f, g, h] = lanes;
-        let sum_of_parts = (a.add(b).add(c.add(d))).add(e.add(f).add(g.add(h)));
-        *sum = sum.mul_add(factor, sum_of_parts.sum_of_lanes());
+        let factor = if new_max == *max { 1.0 } else { P::Half::splat(*max - new_max).exp().to_array()[0] };
+        let mut parts = [P::Half::splat(0.0); VISIT / KV_TILE];
+        for (part, lanes) in parts.iter_mut().zip(lanes) {
+            let [low, high] = lanes.halves();
+            *part = low.add(high);
+        }
+        let [a, b, c, d] = parts;
+        *sum = sum.mul_add(factor, a.add(b).add(c.add(d)).sum_of_lanes());
         *max = new_max;
         (lanes, factor)
     }
@@ -114,7 +118,7 @@ pub(super) unsafe fn weigh<V: Vector>(
 /// # Safety
 /// As [`weigh`].
 #[inline(always)]
-unsafe fn with_unseen<V: Vector>(mut lanes: Weights<V>, keys: &Range<usize>, other: f32) -> Weights<V> {
+unsafe fn with_unseen<P: Sixteen>(mut lanes: Weights<P>, keys: &Range<usize>, other: f32) -> Weights<P> {
     const KEYS: [f32; VISIT] = {
         let mut keys = [0.0; VISIT];
         let mut key = 0;
@@ -128,9 +132,9 @@ unsafe fn with_unseen<V: Vector>(mut lanes: Weights<V>, keys: &Range<usize>, oth
     let (start, end) = (keys.start as f32 - 0.5, keys.end as f32 - 0.5);
     // SAFETY: as many keys as lanes; passed on.
     unsafe {
-        let (start, end, other) = (V::splat(start), V::splat(end), V::splat(other));
+        let (start, end, other) = (P::splat(start), P::splat(end), P::splat(other));
         for (part, lanes) in lanes.iter_mut().enumerate() {
-            let keys = V::load(KEYS.as_ptr().add(part * LANES));
+            let keys = P::load(KEYS.as_ptr().add(part * KV_TILE));
             *lanes = keys.sub(start).mul(end.sub(keys)).if_positive(*lanes, other);
         }
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::super::instructions::Instructions;
 use super::super::tile::{Factors, with_rows};
-use super::super::vector::Vector;
+use super::super::vector::Sixteen;
 use super::Attention;
 use super::heads::ChunkState;
 use super::keys_view::KeysView;
@@ -86,7 +86,7 @@ impl<E: Cached> Attention<'_, E> {
                 self.scores::<I>(state, visit, tile);
             }
             for token in tokens.clone() {
-                self.weigh_token::<I::Vector>(state, visit, token);
+                self.weigh_token::<I::Panel>(state, visit, token);
             }
             let is_whole = |tile| visit.view_of(tile).whole == tokens;
             let mut tile = 0;
@@ -119,7 +119,7 @@ impl<E: Cached> Attention<'_, E> {
 
     /// From dot products to weights, for the query heads of one token.
     #[inline(always)]
-    unsafe fn weigh_token<V: Vector>(&self, state: &mut ChunkState<'_>, visit: &Visit<'_, E>, token: usize) {
+    unsafe fn weigh_token<P: Sixteen>(&self, state: &mut ChunkState<'_>, visit: &Visit<'_, E>, token: usize) {
         let (group, padded, keys) = (self.group(), self.layer.padded_head_dim(), visit.view.keys(token));
         for index in 0..group {
             let row = token * group + index;
@@ -129,16 +129,17 @@ impl<E: Cached> Attention<'_, E> {
             let sums = (&mut state.sums.max[row], &mut state.sums.sum[row]);
             // SAFETY: the token sees some of the scores; passed on.
             let factor = unsafe {
-                let (weights, factor) = weigh::<V>(scores, scale, keys.clone(), sums);
+                let (weights, factor) = weigh::<P>(scores, scale, keys.clone(), sums);
                 let places = scores.chunks_exact_mut(KV_TILE / E::ROWS_OF_STEP);
-                for ((to, weights), [tile, _]) in places.zip(weights.as_chunks().0).zip(&visit.kv) {
-                    E::put_weights(*weights, E::scales(&tile.v[KV_TILE * padded..]), to);
+                for ((to, weights), [tile, _]) in places.zip(weights).zip(&visit.kv) {
+                    E::put_weights(weights, E::scales(&tile.v[KV_TILE * padded..]), to);
                 }
                 factor
             };
             if factor != 1.0 {
-                for out in &mut state.sums.out[row * padded..(row + 1) * padded] {
-                    *out *= factor;
+                for out in state.sums.out[row * padded..(row + 1) * padded].as_chunks_mut::<KV_TILE>().0 {
+                    // SAFETY: as many numbers as there are lanes; passed on.
+                    unsafe { P::load(out.as_ptr()).mul(P::splat(factor)).store(out.as_mut_ptr()) };
                 }
             }
         }
