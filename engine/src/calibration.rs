@@ -25,7 +25,7 @@ const MOST_RUNS: usize = 16;
 const LONG: Duration = Duration::from_millis(300);
 /// Before the first request, a kind that has taken this long is not run again.
 const ENOUGH: Duration = Duration::from_millis(30);
-/// Then the chunk, the longest step of all, takes less than this at the pace of a batch, which is several times its own, unless it
+/// Then the chunk, which with what it has before it is the longest step of all, takes less than this at the pace of a batch, which is several times its own, unless it
 /// has few tokens.
 const LONG_AT_START: Duration = Duration::from_millis(250);
 /// Enough to take longer than one.
@@ -42,7 +42,7 @@ pub(crate) struct Calibration {
     chunk: StepKind,
     batch: StepKind,
     context: StepKind,
-    /// As the chunk, behind what the context has.
+    /// As the chunk, behind what the context has, or as much as there are positions for.
     behind: StepKind,
     longest_chunk: usize,
     num_blocks: usize,
@@ -97,8 +97,8 @@ impl Calibration {
         calibration.behind.look_at_start(&mut probe)?;
         calibration.context.look_at_start(&mut probe)?;
         if calibration.context.runs == 1 {
-            // The smallest of the prices, which a step that is held up a little makes many times as large. It is looked at
-            // in idle moments as often as the others.
+            // A small price, which a step that is held up a little makes many times as large. It is looked at in idle moments
+            // as often as the others.
             calibration.context.look(&mut probe)?;
             calibration.context.runs = 1;
         }
@@ -147,9 +147,15 @@ impl Calibration {
         (0..self.num_blocks as u32).map(BlockId).collect()
     }
 
-    /// By all that was seen so far. `None` while prices of before are better.
+    /// By all that was seen so far. `None` while prices of before are better, or a kind of step is yet to be seen.
     pub(crate) fn costs(&self) -> Option<CostModel> {
-        (!self.has_former || self.is_done()).then(|| self.measurements().model())
+        let is_seen = self.kinds().into_iter().all(|kind| kind.runs > 0);
+        (is_seen && (!self.has_former || self.is_done())).then(|| self.measurements().model())
+    }
+
+    fn kinds(&self) -> [&StepKind; 5] {
+        let Self { one_token, chunk, batch, context, behind, .. } = self;
+        [one_token, chunk, batch, context, behind]
     }
 
     fn measurements(&self) -> Measurements {
@@ -165,8 +171,7 @@ impl Calibration {
 
     /// Whether another look would be worth somebody's time.
     pub(crate) fn is_done(&self) -> bool {
-        let Self { one_token, chunk, batch, context, behind, .. } = self;
-        [one_token, chunk, batch, context, behind].into_iter().all(StepKind::is_done)
+        self.kinds().into_iter().all(StepKind::is_done)
     }
 
     /// Blocks that a [`Probe`] needs.

@@ -30,7 +30,7 @@ pub(crate) enum Demand {
     /// Nobody after this sequence.
     Last,
     /// Others too: this one gets half of what is left at most, so that no prompt, however long, shuts the rest out, unless it is
-    /// done with what is left.
+    /// done with what is left of a short step.
     Contended,
 }
 
@@ -68,8 +68,10 @@ impl CatchUpBudget {
         let wanted = sequence.num_remaining() - sequence.num_scheduled;
         let Some(time) = self.time_for(sequence.id.class).filter(|_| wanted > 0) else { return 0 };
         let start = sequence.num_computed + sequence.num_scheduled;
-        let demand = if self.is_enough_for(sequence, wanted, time) { Demand::Last } else { demand };
+        let is_enough = self.is_enough_for(sequence, wanted, time);
+        let demand = if is_enough { Demand::Last } else { demand };
         let in_time = self.costs.tokens_within(start, demand.share_of(time as usize) as CostNs);
+        let in_time = if is_enough { wanted } else { in_time };
         let mut tokens = wanted.min(demand.share_of(self.tokens)).min(in_time.max(least));
         if sequence.sampling.prompt_logprobs.is_some() {
             tokens = tokens.min(demand.share_of(self.prompt_logprob_rows));
@@ -89,11 +91,14 @@ impl CatchUpBudget {
         tokens
     }
 
-    /// Then the sequence is out of the others' way after this step.
+    /// Then the sequence is out of the others' way after this step, which is short where streams are protected: where none is, those
+    /// behind it would wait for as many tokens as a step has.
     fn is_enough_for(&self, sequence: &Sequence, wanted: usize, time: CostNs) -> bool {
         let start = sequence.num_computed + sequence.num_scheduled;
         let has_rows = sequence.sampling.prompt_logprobs.is_none() || wanted <= self.prompt_logprob_rows;
-        wanted <= self.tokens && self.costs.of_tokens(start, wanted) <= time && has_rows
+        // What is left where time has no bound is far above any that has.
+        let is_short = time < UNBOUNDED / 2;
+        is_short && wanted <= self.tokens && self.costs.of_tokens(start, wanted) <= time && has_rows
     }
 
     fn time_for(&self, class: Class) -> Option<CostNs> {
@@ -155,5 +160,15 @@ mod tests {
             assert_eq!(budget().take(&sequence, Demand::Contended), expected, "of {num_tokens}");
             assert_eq!(budget().take(&sequence, Demand::Last), 30, "of {num_tokens}");
         }
+        let (mut sequence, _stream) = sequence(request(0, &[0; 30]));
+        let mut few_tokens = CatchUpBudget { tokens: 29, ..budget() };
+        assert_eq!(few_tokens.take(&sequence, Demand::Contended), 15, "in half of the time");
+        let mut no_stream = CatchUpBudget { tokens: 40, time: UNBOUNDED, ..budget() };
+        assert_eq!(no_stream.take(&sequence, Demand::Contended), 20, "where nobody generates");
+        sequence.sampling.prompt_logprobs = Some(1);
+        let mut few_rows = CatchUpBudget { prompt_logprob_rows: 29, ..budget() };
+        assert_eq!(few_rows.take(&sequence, Demand::Contended), 15);
+        let mut rows = CatchUpBudget { prompt_logprob_rows: 30, ..budget() };
+        assert_eq!(rows.take(&sequence, Demand::Contended), 30);
     }
 }

@@ -89,7 +89,7 @@ impl CostModel {
 
     /// How many tokens of a prompt after the first `num_computed` take at most `time`.
     ///
-    /// `n` tokens take `n a + n^2 c / 2`, where `c` is the price of a context token and `a` that of the first token with
+    /// `n` tokens take `n a + n^2 c / 2`, where `c` is the price of what a prompt's token attends and `a` that of the first token with
     /// its context and half a `c`; this is the larger root, in the form that divides by no difference.
     pub(crate) fn tokens_within(&self, num_computed: usize, time: CostNs) -> usize {
         let (c, time) = (self.prompt_context_token_ns, time as f64);
@@ -127,26 +127,33 @@ impl Measurements {
     /// Each was disturbed or not, and whatever disturbs a step makes it longer. So one token takes no longer than any of
     /// the others, which do more; and no token is dearer than one alone.
     pub(crate) fn model(&self) -> CostModel {
-        let others = [self.chunk.1, self.batch.1, self.context.1];
+        let others = [self.chunk.1, self.batch.1, self.context.1, self.behind.1];
         let one_token = others.into_iter().fold(self.one_token, Duration::min);
         let alone_ns = (one_token.as_nanos() as f64).max(Self::LEAST_NS);
         let beyond_one = |(count, time): (usize, Duration)| {
             time.saturating_sub(one_token).as_nanos() as f64 / count.saturating_sub(1).max(1) as f64
         };
         let dearest_ns = (alone_ns / Self::LEAST_RATIO).max(Self::LEAST_NS);
-        let beyond_chunk = self.behind.1.saturating_sub(self.chunk.1).as_nanos() as f64;
-        let of_prompt = beyond_chunk / (self.chunk.0 * self.behind.0).max(1) as f64;
-        let of_prompt = of_prompt.clamp(Self::LEAST_NS, dearest_ns);
-        // One token's is a small part of its step. It shares what it reads with no other, so it takes no less.
-        let context_token_ns = beyond_one(self.context).clamp(of_prompt, dearest_ns);
-        let prompt_context_token_ns = if self.behind.0 > 0 { of_prompt } else { context_token_ns };
+        let chunk_time = self.chunk.1.min(self.behind.1);
+        let context_token_ns = beyond_one(self.context).clamp(Self::LEAST_NS, dearest_ns);
+        // Behind fewer tokens than it has, what a chunk takes longer tells nothing.
+        let (context_token_ns, prompt_context_token_ns) = if self.behind.0 < self.chunk.0 {
+            (context_token_ns, context_token_ns)
+        } else {
+            let beyond_chunk = (self.behind.1 - chunk_time).as_nanos() as f64;
+            // All of a chunk read at least what one of them would; and one that shares what it reads with no other, and whose
+            // context is a small part of its step, takes no less than one that does.
+            let least = (context_token_ns / self.chunk.0 as f64).max(Self::LEAST_NS);
+            let of_prompt = (beyond_chunk / (self.chunk.0 * self.behind.0) as f64).clamp(least, dearest_ns);
+            (context_token_ns.max(of_prompt), of_prompt)
+        };
         // The attention within the chunk is paid for apart.
         let attended = (self.chunk.0 as f64 + 1.0) / 2.0 * prompt_context_token_ns;
         let (batch, batch_time) = self.batch;
-        let of_chunk = self.chunk.1.as_nanos() as f64 / self.chunk.0.max(1) as f64;
+        let of_chunk = chunk_time.as_nanos() as f64 / self.chunk.0.max(1) as f64;
         let least_of_chunk = (of_chunk * Self::LEAST_PART_OF_CHUNK).clamp(Self::LEAST_NS, alone_ns);
         CostModel {
-            prompt_token_ns: (beyond_one(self.chunk) - attended).clamp(least_of_chunk, alone_ns),
+            prompt_token_ns: (beyond_one((self.chunk.0, chunk_time)) - attended).clamp(least_of_chunk, alone_ns),
             generated_token_ns: (batch_time.as_nanos() as f64 / batch.max(1) as f64).clamp(Self::LEAST_NS, alone_ns),
             context_token_ns,
             prompt_context_token_ns,
@@ -217,10 +224,13 @@ mod tests {
             prompt_token_ns: 70.3,
             generated_token_ns: 913.7,
             context_token_ns: 1.9,
-            prompt_context_token_ns: 1.9,
+            prompt_context_token_ns: 0.7,
             ..CostModel::default()
         };
-        for cut in [1, 2, 3, 16, 100] {
+        let dear_prompts = CostModel { context_token_ns: 0.7, prompt_context_token_ns: 1900.0, ..model };
+        for (model, cut) in
+            [model, dear_prompts].into_iter().flat_map(|model| [1, 2, 3, 16, 100].map(|cut| (model, cut)))
+        {
             let ends = (0..100).step_by(cut).map(|start| (start, cut.min(100 - start)));
             let cost: CostNs = ends.map(|(start, tokens)| model.of_tokens(start, tokens)).sum();
             assert!(cost <= model.of_sequence(100), "{cut}: {cost}");
@@ -232,7 +242,7 @@ mod tests {
         let model = CostModel {
             prompt_token_ns: 70.3,
             generated_token_ns: 70.3,
-            context_token_ns: 1.9,
+            context_token_ns: 90.0,
             prompt_context_token_ns: 1.9,
             ..CostModel::default()
         };
@@ -266,8 +276,11 @@ mod tests {
         assert!((model.prompt_token_ns / 50_000.0 - 1.0).abs() < 0.05, "{model:?}");
         assert_eq!((model.generated_token_ns, model.context_token_ns), (112_500.0, 100.0));
         assert_eq!(model.prompt_context_token_ns, 20.0);
-        let short = Measurements { behind: (0, Duration::ZERO), ..measured };
-        assert_eq!(short.model().prompt_context_token_ns, 100.0, "no prompt is as long");
+        let short = Measurements { behind: (0, measured.chunk.1 + Duration::from_millis(1)), ..measured };
+        let prices = [short.model().context_token_ns, short.model().prompt_context_token_ns];
+        assert_eq!(prices, [100.0; 2], "no prompt is as long, and what is not attended has no price");
+        let held_up = Measurements { chunk: (64, Duration::from_secs(3)), ..measured };
+        assert_eq!(held_up.model().prompt_context_token_ns, 100.0 / 64.0, "never as good as free");
         // A step of one and a step of eight take what was measured, one of fifteen as much longer as seven more do.
         let step_of = |count: usize| (model.generated_token_ns * count as f64 + model.beyond_price(count)).round();
         assert_eq!([1, 8, 15].map(step_of), [550_100.0, 900_000.0, 1_249_900.0]);
@@ -283,7 +296,10 @@ mod tests {
             context: (513, ms(50)),
             behind: (512, ms(75)),
         };
-        let held_up = Measurements { chunk: (6, ms(3000)), batch: (8, ms(3000)), ..undisturbed };
+        let chunk_held_up = Measurements { chunk: (6, ms(3000)), ..undisturbed };
+        assert_eq!(chunk_held_up.model(), undisturbed.model(), "behind a context it was not");
+        let (chunk, batch, behind) = ((6, ms(3000)), (8, ms(3000)), (512, ms(3000)));
+        let held_up = Measurements { chunk, batch, behind, ..undisturbed };
         let model = held_up.model();
         assert_eq!((model.prompt_token_ns, model.generated_token_ns), (5e7, 5e7));
         let context_held_up = Measurements { context: (513, ms(3000)), behind: (512, ms(6000)), ..undisturbed }.model();

@@ -237,11 +237,23 @@ mod tests {
         };
         let of_former = bound(&mut step_loop);
         clock.is_busy.store(true, Ordering::Relaxed);
-        (0..4).for_each(|_| step_loop.refine_costs());
+        (0..5).for_each(|_| step_loop.refine_costs());
         clock.is_busy.store(false, Ordering::Relaxed);
         assert_eq!(bound(&mut step_loop), of_former, "each kind of step ran once, and was held up");
         rest(&mut step_loop);
         assert_ne!(bound(&mut step_loop), of_former);
+    }
+
+    #[test]
+    fn prices_hold_while_a_longer_chunk_is_yet_to_be_seen_behind_a_context() {
+        let (mut step_loop, handle) = measured_on(&Arc::default());
+        let bound = |step_loop: &mut StepLoop| {
+            step_loop.step();
+            handle.stats().fair_share_bound
+        };
+        let before = bound(&mut step_loop);
+        step_loop.refine_costs();
+        assert_eq!(bound(&mut step_loop), before, "the longer chunk alone was seen");
     }
 
     #[test]

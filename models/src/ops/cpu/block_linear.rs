@@ -80,10 +80,13 @@ fn run<F: Format, A: Activation>(
     sink.take(compute, &product, first_column);
 }
 
-/// Panels that a block of `num_rows` rows visits together: one where reading takes longer than computing, since memory is fastest
-/// with one stream for each thread; else as many as give the products enough running sums.
+/// Panels that a block of `num_rows` rows visits together. Where reading takes longer than computing, as many streams of memory as
+/// are fastest: one where registers are wide (of those, Zen 5 was measured), four elsewhere (Zen 3). Else as many as give the products enough running sums.
 const fn panels_together<F: Format>(sums: usize, num_rows: usize) -> usize {
-    if num_rows <= F::ROWS_THAT_WAIT {
+    if sums == 1 {
+        return if num_rows <= F::NARROW_ROWS_THAT_WAIT { MAX_PANELS } else { 1 };
+    }
+    if num_rows <= F::WIDE_ROWS_THAT_WAIT {
         1
     } else if MAX_PANELS * num_rows < sums {
         MAX_PANELS
@@ -109,8 +112,10 @@ trait Format: Sync {
     const WIDTH: usize;
     /// Fours that are left then: none or one.
     const LEFT: usize = UNIT / 4 / Self::DOTS - Self::WIDTH * Self::STEPS;
-    /// Rows for which reading a weight takes longer than using it.
-    const ROWS_THAT_WAIT: usize = 3;
+    /// Rows for which reading a weight takes longer than using it, with several running sums of integers for each.
+    const WIDE_ROWS_THAT_WAIT: usize = 3;
+    /// With one. On AVX2 four bits take about as long to use, and lose 5 to 20 % to several panels together.
+    const NARROW_ROWS_THAT_WAIT: usize = 0;
 
     /// Where the product of group `dot` begins.
     fn begin(begins: &Begins, dot: usize) -> i32;
@@ -164,7 +169,8 @@ impl Format for Q8_0 {
     const DOTS: usize = 1;
     const STEPS: usize = 8;
     const WIDTH: usize = 1;
-    const ROWS_THAT_WAIT: usize = 5;
+    const WIDE_ROWS_THAT_WAIT: usize = 5;
+    const NARROW_ROWS_THAT_WAIT: usize = 2;
 
     #[inline(always)]
     fn begin(begins: &Begins, _dot: usize) -> i32 {

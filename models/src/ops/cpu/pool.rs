@@ -74,6 +74,7 @@ struct Shared {
     caller_sleeps: AtomicBool,
     lock: Mutex<()>,
     job_opened: Condvar,
+    /// Or, before the first job, a worker runs.
     job_finished: Condvar,
 }
 
@@ -99,8 +100,8 @@ impl ComputePool {
             .map_while(|index| {
                 let (shared, processors) = (Arc::clone(&shared), processors.clone());
                 let work = move || {
-                    let _here = OnProcessors::bind(processors.as_ref());
                     shared.note_start();
+                    let _here = OnProcessors::bind(processors.as_ref());
                     shared.work_until_stopped(index);
                 };
                 std::thread::Builder::new().name(format!("compute-{index}")).spawn(work).ok()

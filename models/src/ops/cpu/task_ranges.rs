@@ -1,7 +1,7 @@
 //! Which thread runs which tasks of a job. Neighbouring tasks read what stands side by side in memory, so each thread has a range
 //! of its own and works through it in order: what it asks memory for at the end of one task is what its next one begins with.
 //! Whoever is done with its range takes the second half of the longest that is left, so a thread that does not come, or that
-//! another process keeps from running, delays nothing but a task that it has begun.
+//! another process keeps from running, delays nothing but a task that it has begun, or what it is just taking.
 
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
@@ -35,7 +35,7 @@ impl TaskRanges {
         }
     }
 
-    /// The next task of `thread`. `None`: others have begun all that it has not.
+    /// The next task of `thread`. `None`: others have all that is left, or are about to.
     pub(super) fn claim(&self, thread: usize) -> Option<u32> {
         let own = &self.0[thread];
         let first = |left: Range<u32>| (left.start, left.start + 1..left.end);
