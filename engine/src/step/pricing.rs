@@ -18,6 +18,8 @@ use crate::stats::StepObserver;
 
 /// Without a command before a step that nobody asked for: whoever sends one request after the other seldom meets one.
 const REST: Duration = Duration::from_secs(1);
+/// The same before the next one: prices are right some seconds after a start, and who comes meanwhile waits for one step as ever.
+const SHORT_REST: Duration = Duration::from_millis(100);
 
 /// What work costs as far as is known before the first request, and what is still to be measured.
 pub(super) fn at_start(
@@ -45,12 +47,14 @@ pub(super) fn at_start(
 impl StepLoop {
     /// What comes next. Errors when nobody can ask any more.
     pub(super) fn wait(&mut self) -> Result<Command, RecvError> {
+        let mut rest = REST;
         while self.calibration.is_some() {
-            match self.commands.recv_timeout(REST) {
+            match self.commands.recv_timeout(rest) {
                 Ok(command) => return Ok(command),
                 Err(RecvTimeoutError::Disconnected) => return Err(RecvError),
                 Err(RecvTimeoutError::Timeout) => self.refine_costs(),
             }
+            rest = SHORT_REST;
         }
         self.commands.recv()
     }
