@@ -25,8 +25,8 @@ const MOST_RUNS: usize = 16;
 const LONG: Duration = Duration::from_millis(300);
 /// Before the first request, a kind that has taken this long is not run again.
 const ENOUGH: Duration = Duration::from_millis(30);
-/// Then the chunk, which with what it has before it is the longest step of all, takes less than this at the pace of a batch, which is several times its own, unless it
-/// has few tokens.
+/// Then the chunk, the longest step of all, takes less than this at the pace of a batch, which is several times its own,
+/// unless it has few tokens.
 const LONG_AT_START: Duration = Duration::from_millis(250);
 /// Enough to take longer than one.
 const FEW_TOKENS: usize = 8;
@@ -42,7 +42,8 @@ pub(crate) struct Calibration {
     chunk: StepKind,
     batch: StepKind,
     context: StepKind,
-    /// As the chunk, behind what the context has, or as much as there are positions for.
+    /// As the chunk, behind what the context has, or as much as there are positions for. Longer than any other: the first look
+    /// at it is in an idle moment.
     behind: StepKind,
     longest_chunk: usize,
     num_blocks: usize,
@@ -76,8 +77,8 @@ struct StepKind {
 }
 
 impl Calibration {
-    /// Runs each kind of step once, and those that take no time a few times; and what work costs by them. Errors when the
-    /// model fails a step that any request could bring.
+    /// Runs each kind of step but the longest once, and those that take no time a few times; and what work costs by them.
+    /// Errors when the model fails a step that any request could bring.
     pub(crate) fn begin(
         runner: &mut ModelRunner,
         clock: &dyn Clock,
@@ -94,7 +95,6 @@ impl Calibration {
         calibration.batch.look_at_start(&mut probe)?;
         calibration.fit_chunk(LONG_AT_START);
         calibration.chunk.look_at_start(&mut probe)?;
-        calibration.behind.look_at_start(&mut probe)?;
         calibration.context.look_at_start(&mut probe)?;
         if calibration.context.runs == 1 {
             // A small price, which a step that is held up a little makes many times as large. It is looked at in idle moments
@@ -165,7 +165,7 @@ impl Calibration {
             chunk: (chunk.shape.num_tokens, chunk.fastest),
             batch: (batch.shape.sequences, batch.fastest),
             context: (context.shape.num_computed + 1, context.fastest),
-            behind: (behind.shape.num_computed, behind.fastest),
+            behind: (behind.runs > 0).then_some((behind.shape.num_computed, behind.fastest)),
         }
     }
 
@@ -187,10 +187,9 @@ impl Calibration {
         unfinished.min_by_key(|kind| kind.runs).map_or(Ok(()), |kind| kind.look(probe))
     }
 
-    /// As many tokens as surely take less than `longest`, or [`FEW_TOKENS`] in less than [`LONG`], if at the slowest each takes as
-    /// long as one of a batch: fewer would
-    /// take hardly longer than one alone, for which all weights are read too, and seem to cost nothing. Where the first steps
-    /// were held up, that is known only when others were not.
+    /// As many tokens as surely take less than `longest`, or [`FEW_TOKENS`] in less than [`LONG`], if at the slowest each takes
+    /// as long as one of a batch: fewer would take hardly longer than one alone, for which all weights are read too, and seem
+    /// to cost nothing. Where the first steps were held up, that is known only when others were not.
     fn fit_chunk(&mut self, longest: Duration) {
         let of_batch = self.batch.fastest / self.batch.shape.sequences.max(1) as u32;
         let token_ns = self.one_token.fastest.min(of_batch).as_nanos().max(1);
