@@ -15,8 +15,8 @@ use super::pairs::Pairs;
 use super::vector::{Arithmetic, Sixteen};
 
 /// AVX-512 F, BW, DQ and VL with VNNI: 32 registers. 12 x 2 running sums and 2 weights leave some for what is on its way;
-/// factors come from memory as the multiply-add takes them. In a product of integers, 12 x 2 sums of integers stand
-/// beside two weights and a part of activations that both meet; the running sums stay in the first-level cache.
+/// factors come from memory as the multiply-add takes them. In a product of integers, 6 x 2 running sums and as many of integers
+/// stand beside two weights and a part of activations that both meet.
 struct Avx512;
 
 impl Instructions for Avx512 {
@@ -26,8 +26,8 @@ impl Instructions for Avx512 {
     const TILE_ROWS: usize = 12;
     const TILE_SUMS: usize = 24;
     const PIECE_BYTES: usize = 64 * 1024;
-    const INTEGER_ROWS: usize = 12;
-    const INTEGER_SUMS: usize = 24;
+    const INTEGER_ROWS: usize = 6;
+    const INTEGER_SUMS: usize = 12;
 
     #[inline(always)]
     unsafe fn apart(piece: impl Piece) {
@@ -125,17 +125,6 @@ impl Lanes for Zmm {
     #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) })
-    }
-
-    #[inline(always)]
-    unsafe fn add_scaled_in_memory(
-        sum: &mut Self,
-        product: __m512i,
-        (scale, factor): (Self, *const f32),
-        min: Option<(Self, *const f32)>,
-    ) {
-        let min = min.map(|(min, less)| (min.0, less));
-        unsafe { add_scaled_in_memory(sum, product, (scale.0, factor), min) }
     }
 
     #[inline(always)]
@@ -384,20 +373,17 @@ macro_rules! vnni_twice {
         #[inline]
         #[target_feature(enable = "avx512f,avx512vnni")]
         unsafe fn $name(weights: [__m512i; 2], x: *const i32, [mut sums, mut others]: [__m512i; 2]) -> [__m512i; 2] {
-            let _lanes: __m512i;
             // SAFETY: instructions that the CPU has, on registers and the bytes at `x`.
             unsafe {
                 std::arch::asm!(
-                    "vpbroadcastd {x_lanes}, dword ptr [{x}]",
                     concat!($instruction, " {sums}, {weights}, {x_lanes}"),
                     concat!($instruction, " {others}, {other_weights}, {x_lanes}"),
-                    x_lanes = out(zmm_reg) _lanes,
+                    x_lanes = in(zmm_reg) _mm512_set1_epi32(x.read_unaligned()),
                     sums = inout(zmm_reg) sums,
                     others = inout(zmm_reg) others,
                     weights = in(zmm_reg) weights[0],
                     other_weights = in(zmm_reg) weights[1],
-                    x = in(reg) x,
-                    options(pure, readonly, nostack, preserves_flags),
+                    options(pure, nomem, nostack, preserves_flags),
                 );
             }
             [sums, others]
@@ -406,50 +392,3 @@ macro_rules! vnni_twice {
 }
 vnni_twice!(add_products_twice, "vpdpwssd");
 vnni_twice!(add_products_of_bytes_twice, "vpdpbusd");
-
-/// As [`Lanes::add_scaled_in_memory`]: the compiler would fetch all sums first, for which there are not enough registers.
-///
-/// # Safety
-/// Numbers stand at both pointers.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn add_scaled_in_memory(
-    sum: &mut Zmm,
-    product: __m512i,
-    (scale, factor): (__m512, *const f32),
-    min: Option<(__m512, *const f32)>,
-) {
-    let (_product, _factors): (__m512i, __m512);
-    // SAFETY: instructions that the CPU has, on registers and numbers.
-    unsafe {
-        match min {
-            None => std::arch::asm!(
-                "vcvtdq2ps {product}, {product}",
-                "vmulps {factors}, {scale}, dword ptr [{factor}]{{1to16}}",
-                "vfmadd213ps {product}, {factors}, zmmword ptr [{sum}]",
-                "vmovups zmmword ptr [{sum}], {product}",
-                product = inout(zmm_reg) product => _product,
-                factors = out(zmm_reg) _factors,
-                scale = in(zmm_reg) scale,
-                factor = in(reg) factor,
-                sum = in(reg) sum,
-                options(nostack),
-            ),
-            Some((min, less)) => std::arch::asm!(
-                "vcvtdq2ps {product}, {product}",
-                "vmulps {factors}, {scale}, dword ptr [{factor}]{{1to16}}",
-                "vfmadd213ps {product}, {factors}, zmmword ptr [{sum}]",
-                "vfmadd231ps {product}, {min}, dword ptr [{less}]{{1to16}}",
-                "vmovups zmmword ptr [{sum}], {product}",
-                product = inout(zmm_reg) product => _product,
-                factors = out(zmm_reg) _factors,
-                scale = in(zmm_reg) scale,
-                min = in(zmm_reg) min,
-                factor = in(reg) factor,
-                less = in(reg) less,
-                sum = in(reg) sum,
-                options(nostack),
-            ),
-        }
-    }
-}

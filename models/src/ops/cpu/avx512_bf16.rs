@@ -24,8 +24,8 @@ impl Instructions for Avx512Bf16 {
     // sums leave their registers seldom.
     const PIECE_BYTES: usize = 192 * 1024;
     const STAYING_BYTES: usize = 512 * 1024;
-    const INTEGER_ROWS: usize = 12;
-    const INTEGER_SUMS: usize = 24;
+    const INTEGER_ROWS: usize = 6;
+    const INTEGER_SUMS: usize = 12;
 
     #[inline(always)]
     unsafe fn add_bf16_products(x: ZmmPairs, w: ZmmPairs, sums: Zmm) -> Zmm {

@@ -8,14 +8,15 @@
 
 use std::ops::Range;
 
-use super::block_panels::{BlockPanels, Layout, STEP};
+use super::block_formats::{Format, Q4_0, Q4K, Q6K, Q8_0};
+use super::block_panels::{BlockPanels, Layout};
 use super::instructions::{Instructions, Piece};
 use super::lanes::Lanes;
 use super::launch::{Usual, integer_tile};
 use super::pairs::Pairs;
 use super::panels::PANEL;
 use super::product::{Part, Product, Sink, Tasks};
-use super::rounded_rows::{Activation, Begins, RoundedRows, UnitFacts};
+use super::rounded_rows::{Activation, RoundedRows, UnitFacts};
 use super::target::Target;
 use super::tile::with_rows;
 use crate::StoredDtype;
@@ -31,11 +32,11 @@ const ROWS_OF_A_READ: usize = 5;
 const TASKS_PER_THREAD: usize = 8;
 /// Weights that one task reads at least: some microseconds of work.
 const MIN_TASK_BYTES: usize = 32 * 1024;
-/// Panels that a few rows visit together at most.
+/// Panels that rows visit together at most.
 const MAX_PANELS: usize = 4;
+/// Rows that have enough running sums only with so many.
+const FEW_ROWS: usize = 4;
 const CACHE_LINE: usize = 64;
-/// Running sums that have registers of their own beside as many sums of integers.
-const SUMS_IN_REGISTERS: usize = 8;
 
 /// The columns of one part: `x` is as wide as the weight.
 pub(super) fn linear<A: Activation>(
@@ -59,7 +60,7 @@ fn run<F: Format, A: Activation>(
     (sink, first_column): (&mut Sink<'_>, usize),
 ) {
     let out_features = weight.out_features;
-    let together = panels_together::<F>(integer_tile(compute).sums, x.group_rows);
+    let together = panels_alone::<F>(integer_tile(compute).sums, x.group_rows);
     // Whole groups.
     let rows_per_task = TASK_ROWS - TASK_ROWS % x.group_rows;
     let num_panels = out_features.div_ceil(PANEL);
@@ -80,191 +81,28 @@ fn run<F: Format, A: Activation>(
     sink.take(compute, &product, first_column);
 }
 
-/// Panels that a block of `num_rows` rows visits together. Where reading takes longer than computing, as many streams of memory as
-/// are fastest: one where registers are wide (of those, Zen 5 was measured), four elsewhere (Zen 3). Else as many as give the products enough running sums.
-const fn panels_together<F: Format>(sums: usize, num_rows: usize) -> usize {
+/// Panels that the rows of a task visit together where they are one group of `num_rows`. Where reading takes longer than
+/// computing, as many streams of memory as are fastest: one where registers are wide (of those, Zen 5 was measured), four
+/// elsewhere (Zen 3). Else as many as give the products enough running sums.
+const fn panels_alone<F: Format>(sums: usize, num_rows: usize) -> usize {
     if sums == 1 {
         return if num_rows <= F::NARROW_ROWS_THAT_WAIT { MAX_PANELS } else { 1 };
     }
     if num_rows <= F::WIDE_ROWS_THAT_WAIT {
         1
-    } else if MAX_PANELS * num_rows < sums {
+    } else if num_rows <= FEW_ROWS {
         MAX_PANELS
-    } else if 2 * num_rows <= sums {
-        2
     } else {
-        1
+        panels_in_turns(sums, num_rows)
     }
 }
 
-/// How the quants of a dtype come out of their bytes, four neighbouring inputs in the four bytes of each output.
-///
-/// A unit has [`Format::DOTS`] groups of inputs with a scale of their own. A group takes [`Format::STEPS`] steps, step `j` of
-/// which gives its fours `j` and, where there are two, `j + STEPS`. What is left of the group comes last.
-trait Format: Sync {
-    const DTYPE: StoredDtype;
-    const LAYOUT: Layout = Layout::of(Self::DTYPE);
-    /// Of a quant.
-    const BITS: u32;
-    const DOTS: usize;
-    const STEPS: usize;
-    /// Fours that a step gives: one or two.
-    const WIDTH: usize;
-    /// Fours that are left then: none or one.
-    const LEFT: usize = UNIT / 4 / Self::DOTS - Self::WIDTH * Self::STEPS;
-    /// Rows for which reading a weight takes longer than using it, with several running sums of integers for each.
-    const WIDE_ROWS_THAT_WAIT: usize = 3;
-    /// With one. On AVX2 four bits take about as long to use, and lose 5 to 20 % to several panels together.
-    const NARROW_ROWS_THAT_WAIT: usize = 0;
-
-    /// Where the product of group `dot` begins.
-    fn begin(begins: &Begins, dot: usize) -> i32;
-
-    /// Step `j` of group `dot`, for all 16 outputs. Only the first [`Format::WIDTH`] are used.
-    ///
-    /// # Safety
-    /// The CPU must have the instructions of `P`, of 64 bytes; `unit` points at a unit.
-    unsafe fn step<P: Pairs>(unit: *const u8, dot: usize, j: usize) -> [P; 2];
-
-    /// What the steps of group `dot` leave, for all 16 outputs, where [`Format::LEFT`] says that there is something.
-    ///
-    /// # Safety
-    /// As [`Format::step`].
-    #[inline(always)]
-    unsafe fn left<P: Pairs>(unit: *const u8, _dot: usize) -> P {
-        // SAFETY: a unit has a first step.
-        unsafe { P::load(unit) }
-    }
-
-    /// The scales of every group, for all 16 outputs, and the minimum.
-    ///
-    /// # Safety
-    /// The CPU must have the instructions of `L`, of 16 lanes; `block` points at a block of 16 rows.
-    #[inline(always)]
-    unsafe fn scales<L: Lanes>(block: *const u8, unit: usize, dot: usize) -> (L, L) {
-        // SAFETY: inside the block.
-        unsafe {
-            let d = L::load_f16(block.cast());
-            let scale = |index: usize| block.add(Self::LAYOUT.scales(unit) + index * PANEL);
-            match Self::DTYPE {
-                StoredDtype::Q4K => {
-                    let dmin = L::load_f16(block.add(2 * PANEL).cast());
-                    (d.mul(L::load_u8(scale(0))), dmin.mul(L::load_u8(scale(1))))
-                }
-                StoredDtype::Q6K => (d.mul(L::load_i8(scale(dot).cast())), L::splat(0.0)),
-                _ => (d, L::splat(0.0)),
-            }
-        }
-    }
+/// The same of one of several groups, which visit them one after the other.
+const fn panels_in_turns(sums: usize, num_rows: usize) -> usize {
+    if 2 * num_rows <= sums { 2 } else { 1 }
 }
 
-struct Q8_0;
-struct Q4_0;
-struct Q4K;
-struct Q6K;
-
-impl Format for Q8_0 {
-    const DTYPE: StoredDtype = StoredDtype::Q8_0;
-    const BITS: u32 = 8;
-    const DOTS: usize = 1;
-    const STEPS: usize = 8;
-    const WIDTH: usize = 1;
-    const WIDE_ROWS_THAT_WAIT: usize = 5;
-    const NARROW_ROWS_THAT_WAIT: usize = 2;
-
-    #[inline(always)]
-    fn begin(begins: &Begins, _dot: usize) -> i32 {
-        begins.q8_0
-    }
-
-    #[inline(always)]
-    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 2] {
-        // SAFETY: a unit has 8 steps.
-        [unsafe { P::load(unit.add(j * STEP)) }; 2]
-    }
-}
-
-impl Format for Q4_0 {
-    const DTYPE: StoredDtype = StoredDtype::Q4_0;
-    const BITS: u32 = 4;
-    const DOTS: usize = 1;
-    const STEPS: usize = 4;
-    const WIDTH: usize = 2;
-
-    #[inline(always)]
-    fn begin(begins: &Begins, _dot: usize) -> i32 {
-        begins.q4_0
-    }
-
-    #[inline(always)]
-    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 2] {
-        // SAFETY: passed on.
-        unsafe { nibbles(unit, j) }
-    }
-}
-
-impl Format for Q4K {
-    const DTYPE: StoredDtype = StoredDtype::Q4K;
-    const BITS: u32 = 4;
-    const DOTS: usize = 1;
-    const STEPS: usize = 4;
-    const WIDTH: usize = 2;
-
-    #[inline(always)]
-    fn begin(_begins: &Begins, _dot: usize) -> i32 {
-        0
-    }
-
-    #[inline(always)]
-    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 2] {
-        // SAFETY: passed on.
-        unsafe { nibbles(unit, j) }
-    }
-}
-
-impl Format for Q6K {
-    const DTYPE: StoredDtype = StoredDtype::Q6K;
-    const BITS: u32 = 6;
-    const DOTS: usize = 2;
-    const STEPS: usize = 3;
-    const WIDTH: usize = 1;
-
-    #[inline(always)]
-    fn begin(begins: &Begins, dot: usize) -> i32 {
-        begins.q6_k[dot]
-    }
-
-    #[inline(always)]
-    unsafe fn step<P: Pairs>(unit: *const u8, dot: usize, j: usize) -> [P; 2] {
-        // SAFETY: a unit has 2 groups of 3 steps.
-        [unsafe { P::load(unit.add((3 * dot + j) * STEP)).and(0x3f3f) }; 2]
-    }
-
-    #[inline(always)]
-    unsafe fn left<P: Pairs>(unit: *const u8, dot: usize) -> P {
-        // SAFETY: a unit has 2 groups of 3 steps.
-        unsafe {
-            let [low, middle, high] = [0, 1, 2].map(|j| P::load(unit.add((3 * dot + j) * STEP)));
-            let lowest = low.shift_right(6).and(0x0303);
-            lowest.or(middle.shift_right(4).and(0x0c0c)).or(high.shift_right(2).and(0x3030))
-        }
-    }
-}
-
-/// The lower and the upper 4 bits of each byte.
-///
-/// # Safety
-/// As [`Format::step`].
-#[inline(always)]
-unsafe fn nibbles<P: Pairs>(unit: *const u8, j: usize) -> [P; 2] {
-    // SAFETY: a unit has 4 steps.
-    unsafe {
-        let both = P::load(unit.add(j * STEP));
-        [both.and(0x0f0f), both.shift_right(4).and(0x0f0f)]
-    }
-}
-
-struct BlockLinear<'a, F, A> {
+struct BlockLinear<'a, F, A: Activation> {
     x: &'a RoundedRows<A>,
     panels: &'a [u8],
     panel_bytes: usize,
@@ -278,12 +116,31 @@ struct BlockLinear<'a, F, A> {
 
 /// `ROWS` rows from `row` on, times the 16 outputs of each of `PANELS` panels from `panel` on, which exist and belong to one
 /// task.
-struct Tile<'a, F, A, const ROWS: usize, const PANELS: usize> {
+struct Tile<'a, F, A: Activation, const ROWS: usize, const PANELS: usize> {
     linear: &'a BlockLinear<'a, F, A>,
     target: &'a Target<'a>,
     /// The first of a group.
     row: usize,
     panel: usize,
+    ahead: Ahead,
+}
+
+/// How the groups of a task come to its panels.
+#[derive(Clone, Copy)]
+enum Visit {
+    /// There is one.
+    Alone,
+    /// This group of so many is at a few panels, before all of them go on.
+    InTurns { index: usize, groups: usize },
+}
+
+/// What a tile asks memory for, while it is at unit `unit`: what stands `start + unit * step` bytes behind the begin of each panel.
+#[derive(Clone, Copy)]
+struct Ahead {
+    start: usize,
+    step: usize,
+    /// Bytes of the panels that are visited with one and stand behind its end.
+    beside: usize,
 }
 
 impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, F, A, ROWS, PANELS> {
@@ -329,11 +186,8 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
         });
         let blocks = panels.map(|panel| panel.wrapping_add(unit / num_units * block_bytes));
         let quants = blocks.map(|block| block.wrapping_add(F::LAYOUT.unit(unit % num_units)));
-        // As far ahead as this unit has come of its block, scales included; behind the panels stand those that are
-        // visited next, unless gates are followed by what they let through.
-        let panel_bytes = self.linear.panel_bytes;
-        let further = unit * block_bytes / num_units + L::PREFETCH_BYTES / PANELS;
-        let further = if further < panel_bytes { further } else { further + (PANELS - 1) * panel_bytes };
+        let further = self.ahead.start + unit * self.ahead.step;
+        let further = if further < self.linear.panel_bytes { further } else { further + self.ahead.beside };
         let ahead = panels.map(|panel| panel.wrapping_add(further));
         ahead.iter().for_each(|ahead| L::prefetch_to_second_level(ahead.wrapping_add(F::DOTS * F::STEPS * CACHE_LINE)));
         let (parts, facts) = self.linear.x.unit((self.row, ROWS), unit);
@@ -351,11 +205,7 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
                         let product = A::end::<L::Pairs>(F::BITS, products[row][panel]);
                         let min = matches!(F::DTYPE, StoredDtype::Q4K).then_some((min, &raw const facts.less));
                         let (sum, scale) = (&mut sums[row][panel], (scale, &raw const facts.scale));
-                        if const { ROWS * PANELS > SUMS_IN_REGISTERS } {
-                            L::add_scaled_in_memory(sum, product, scale, min);
-                        } else {
-                            L::add_scaled(sum, product, scale, min);
-                        }
+                        L::add_scaled(sum, product, scale, min);
                     }
                 }
             }
@@ -383,7 +233,7 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
                 *sums = [A::begin::<L::Pairs>(begin); PANELS];
             }
             let fours_of_dot = dot * UNIT / 4 / F::DOTS;
-            let parts_of = |four: usize| parts.add((fours_of_dot + four) * A::PARTS * ROWS);
+            let parts_of = |four: usize| parts.add((fours_of_dot + four) * A::PARTS);
             for j in 0..self.linear.steps {
                 let mut fours = [[std::mem::zeroed::<L::Pairs>(); PANELS]; 2];
                 for (panel, &quants) in quants.iter().enumerate() {
@@ -405,7 +255,7 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
         }
     }
 
-    /// Adds the products of all panels' quants with the four of each row that begins with `parts`.
+    /// Adds the products of all panels' quants with a four of each row, the first of which stands at `parts`.
     ///
     /// # Safety
     /// As [`Piece::run`].
@@ -423,7 +273,7 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
             }
             for (part, factors) in factors.into_iter().enumerate().take(A::PARTS) {
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    A::dots((factors, F::BITS), parts.add(part * ROWS + row), sums);
+                    A::dots((factors, F::BITS), parts.add(row * A::PARTS_OF_UNIT + part), sums);
                 }
             }
         }
@@ -436,24 +286,32 @@ impl<F: Format, A: Activation> BlockLinear<'_, F, A> {
     /// # Safety
     /// As [`Product::run`]; rows and panels exist and belong to the task.
     #[inline(always)]
-    unsafe fn row_group<I: Instructions>(&self, rows: Range<usize>, panels: Range<usize>, target: &Target<'_>) {
-        let row = rows.start;
+    unsafe fn row_group<I: Instructions>(
+        &self,
+        (rows, visit): (Range<usize>, Visit),
+        panels: Range<usize>,
+        target: &Target<'_>,
+    ) {
+        let at = (rows.start, visit);
         // SAFETY: passed on.
         unsafe {
             with_rows!(rows.len(), I::INTEGER_ROWS, ROWS => {
-                let together = const { panels_together::<F>(I::INTEGER_SUMS, ROWS) };
+                let together = match visit {
+                    Visit::Alone => const { panels_alone::<F>(I::INTEGER_SUMS, ROWS) },
+                    Visit::InTurns { .. } => const { panels_in_turns(I::INTEGER_SUMS, ROWS) },
+                };
                 let rest = panels.end - panels.len() % together;
                 match together {
-                    4 if const { panels_together::<F>(I::INTEGER_SUMS, ROWS) == 4 } => {
-                        self.tiles::<I, ROWS, 4>(panels.start..rest, row, target);
+                    MAX_PANELS if const { panels_alone::<F>(I::INTEGER_SUMS, ROWS) == MAX_PANELS } => {
+                        self.tiles::<I, ROWS, MAX_PANELS>(panels.start..rest, at, target);
                     }
-                    2 if const { panels_together::<F>(I::INTEGER_SUMS, ROWS) == 2 } => {
-                        self.tiles::<I, ROWS, 2>(panels.start..rest, row, target);
+                    2 if const { panels_in_turns(I::INTEGER_SUMS, ROWS) == 2 } => {
+                        self.tiles::<I, ROWS, 2>(panels.start..rest, at, target);
                     }
-                    _ => return self.tiles::<I, ROWS, 1>(panels, row, target),
+                    _ => return self.tiles::<I, ROWS, 1>(panels, at, target),
                 }
                 // At the end of a weight. More shapes than these would be more to compile, for few panels.
-                self.tiles::<I, ROWS, 1>(rest..panels.end, row, target);
+                self.tiles::<I, ROWS, 1>(rest..panels.end, at, target);
             });
         }
     }
@@ -464,12 +322,34 @@ impl<F: Format, A: Activation> BlockLinear<'_, F, A> {
     unsafe fn tiles<I: Instructions, const ROWS: usize, const PANELS: usize>(
         &self,
         panels: Range<usize>,
-        row: usize,
+        (row, visit): (usize, Visit),
         target: &Target<'_>,
     ) {
+        let ahead = self.ahead::<I>(PANELS, visit);
         for panel in panels.step_by(PANELS) {
             // SAFETY: passed on.
-            unsafe { I::apart(Tile::<F, A, ROWS, PANELS> { linear: self, target, row, panel }) };
+            unsafe { I::apart(Tile::<F, A, ROWS, PANELS> { linear: self, target, row, panel, ahead }) };
+        }
+    }
+
+    #[inline(always)]
+    fn ahead<I: Instructions>(&self, panels: usize, visit: Visit) -> Ahead {
+        let unit_bytes = const { F::LAYOUT.block_bytes() / F::LAYOUT.num_units };
+        match visit {
+            // As far ahead as the unit has come of its block, scales included; behind the panels stand those that are visited
+            // next, unless gates are followed by what they let through.
+            Visit::Alone => Ahead {
+                start: I::Panel::PREFETCH_BYTES / panels,
+                step: unit_bytes,
+                beside: (panels - 1) * self.panel_bytes,
+            },
+            // All of the panels that are visited next, each group its share: only the first would wait for memory otherwise,
+            // which had nothing to do for the others.
+            Visit::InTurns { index, groups } => Ahead {
+                start: panels * self.panel_bytes + index * self.panel_bytes / groups,
+                step: unit_bytes / groups,
+                beside: 0,
+            },
         }
     }
 }
@@ -485,14 +365,19 @@ impl<F: Format, A: Activation> Product for BlockLinear<'_, F, A> {
     unsafe fn run<I: Instructions>(&self, part: &Part, target: &Target<'_>) {
         let panels = part.panels.clone();
         let groups = self.x.groups(&part.rows);
-        // A last group of few rows has more of them together than the others.
-        let at_once = if I::INTEGER_SUMS > 1 { MAX_PANELS } else { 1 };
-        let together = if groups.len() == 1 { panels.len() } else { at_once };
+        let together = match groups.len() {
+            1 => panels.len(),
+            _ => const { panels_in_turns(I::INTEGER_SUMS, I::INTEGER_ROWS) },
+        };
         for first in panels.clone().step_by(together) {
             let panels = first..panels.end.min(first + together);
-            for group in groups.clone() {
+            for (index, rows) in groups.clone().enumerate() {
+                let visit = match groups.len() {
+                    1 => Visit::Alone,
+                    groups => Visit::InTurns { index, groups },
+                };
                 // SAFETY: rows and panels of the part; the caller vouches for the instructions.
-                unsafe { self.row_group::<I>(group, panels.clone(), target) };
+                unsafe { self.row_group::<I>((rows, visit), panels.clone(), target) };
             }
         }
     }

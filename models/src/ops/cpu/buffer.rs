@@ -26,6 +26,7 @@ unsafe impl Plain for f16 {}
 unsafe impl Plain for i8 {}
 unsafe impl Plain for u8 {}
 unsafe impl Plain for i16 {}
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
 unsafe impl Plain for Bf16Pair {}
 
 /// Zeroed elements in pages of their own, huge ones where the system has them: a product walks several panels at once,

@@ -44,17 +44,6 @@ pub(super) trait Lanes: Copy {
             }
         }
     }
-    /// The same where there are more sums than registers for them.
-    #[inline(always)]
-    unsafe fn add_scaled_in_memory(
-        sum: &mut Self,
-        product: <Self::Pairs as Pairs>::Sums,
-        scale: (Self, *const f32),
-        min: Option<(Self, *const f32)>,
-    ) {
-        // SAFETY: passed on.
-        unsafe { Self::add_scaled(sum, product, scale, min) }
-    }
     unsafe fn of_sums(sums: <Self::Pairs as Pairs>::Sums) -> Self;
     /// How far ahead of their use quantised weights are asked for, in all panels together.
     const PREFETCH_BYTES: usize = 2048;

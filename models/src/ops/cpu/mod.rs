@@ -13,6 +13,7 @@ pub(super) mod attention;
 pub(crate) mod best_of_rows;
 mod bf16_pairs;
 mod bf16_rows;
+mod block_formats;
 mod block_linear;
 pub(super) mod block_panels;
 mod buffer;

@@ -5,7 +5,6 @@
 //! Of 16 bits, if not asked otherwise: on random decoders of 3 to 8 layers 8 bits alone moved the logits by a mean KL divergence
 //! of 5e-4 to 5e-3, more than the quantised weights are allowed to. 16 bits stay below 1e-7, for twice the products.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::block_panels::offset;
@@ -24,6 +23,8 @@ const SMALLEST: f32 = 1e-30;
 
 /// What an activation is rounded to.
 pub(super) trait Activation: Copy + Sync {
+    /// The elements of a unit as products take them, four after four, each in [`Activation::PARTS`] parts of 32 bits.
+    type Elements: Plain;
     /// Sums that products are added to.
     type Running<P: Pairs>: Copy;
 
@@ -34,8 +35,7 @@ pub(super) trait Activation: Copy + Sync {
     /// Of the fours of a unit.
     const PARTS_OF_UNIT: usize = Self::PARTS * UNIT / 4;
 
-    /// Those of a unit's elements, four after four. Only the first [`Activation::PARTS_OF_UNIT`] are used.
-    fn parts(elements: &[i32; UNIT]) -> [i32; UNIT / 2];
+    fn elements(values: &[i32; UNIT]) -> Self::Elements;
 
     /// The quants that meet each part of a four. Only the first [`Activation::PARTS`] are used.
     ///
@@ -64,17 +64,20 @@ pub(super) trait Activation: Copy + Sync {
 }
 
 impl Activation for i16 {
+    type Elements = [i16; UNIT];
     type Running<P: Pairs> = P::Sums;
 
     const LARGEST: f32 = i16::MAX as f32;
 
     /// The first and the third of a four, then the others.
     #[inline(always)]
-    fn parts(elements: &[i32; UNIT]) -> [i32; UNIT / 2] {
-        std::array::from_fn(|part| {
-            let first = part / 2 * 4 + part % 2;
-            (elements[first] & 0xffff) | (elements[first + 2] << 16)
-        })
+    fn elements(values: &[i32; UNIT]) -> [i16; UNIT] {
+        let mut elements = [0; UNIT];
+        for (four, values) in elements.as_chunks_mut().0.iter_mut().zip(values.as_chunks().0) {
+            let [a, b, c, d]: [i32; 4] = *values;
+            *four = [a as i16, c as i16, b as i16, d as i16];
+        }
+        elements
     }
 
     #[inline(always)]
@@ -101,17 +104,18 @@ impl Activation for i16 {
 }
 
 impl Activation for i8 {
+    type Elements = [i8; UNIT];
     type Running<P: Pairs> = P::ByteSums;
 
     const LARGEST: f32 = i8::MAX as f32;
 
     #[inline(always)]
-    fn parts(elements: &[i32; UNIT]) -> [i32; UNIT / 2] {
-        let byte = |at: usize| elements[at % UNIT] & 0xff;
-        std::array::from_fn(|part| {
-            let [first, second, third, fourth] = [0, 1, 2, 3].map(|at| byte(4 * part + at));
-            first | (second << 8) | (third << 16) | (fourth << 24)
-        })
+    fn elements(values: &[i32; UNIT]) -> [i8; UNIT] {
+        let mut elements = [0; UNIT];
+        for (element, value) in elements.iter_mut().zip(values) {
+            *element = *value as i8;
+        }
+        elements
     }
 
     #[inline(always)]
@@ -142,17 +146,16 @@ impl Activation for i8 {
 ///
 /// ```text
 /// groups of neighbouring rows, all of as many but the last  ->  units of 32 columns
-/// unit  =  parts of 32 bits, each of all rows of the group: of a four one with int8, two with int16
+/// unit  =  of each row of the group parts of 32 bits: of a four one with int8, two with int16
 /// ```
-pub(super) struct RoundedRows<A> {
+pub(super) struct RoundedRows<A: Activation> {
     pub(super) num_rows: usize,
     pub(super) width: usize,
     /// Rows of a group, at most as many as a tile has.
     pub(super) group_rows: usize,
-    parts: Buffer<i32>,
-    /// Of each unit of each row, as the parts lie: those of a group's rows side by side.
+    elements: Buffer<A::Elements>,
+    /// Of each unit of each row, as the elements lie.
     units: Buffer<UnitFacts>,
-    activation: PhantomData<A>,
 }
 
 /// What products take of a unit besides its elements.
@@ -183,15 +186,15 @@ impl<A: Activation> RoundedRows<A> {
         let num_groups = num_rows.div_ceil(integer_tile(compute).rows).max(1);
         // 13 rows are 7 and 6, not 12 and 1.
         let group_rows = num_rows.div_ceil(num_groups).max(1);
-        let mut parts = compute.workspace().unwritten(num_rows * num_units * A::PARTS_OF_UNIT);
+        let mut elements = compute.workspace().unwritten(num_rows * num_units);
         let mut units = compute.workspace().unwritten(num_rows * num_units);
         let (units_per_task, tasks_per_group) = split_rows(num_units, group_rows * UNIT);
-        let output = (parts.output(), units.output());
-        let kernel = Round::<A> { x, group_rows, units_per_task, tasks_per_group, output, activation: PhantomData };
+        let output = (elements.output(), units.output());
+        let kernel = Round::<A> { x, group_rows, units_per_task, tasks_per_group, output };
         launch(compute, num_groups * tasks_per_group, &kernel);
         // SAFETY: each unit of a group belongs to a task, which has written it for all rows.
-        let (parts, units) = unsafe { (parts.written(), units.written()) };
-        Self { num_rows, width: x.width, group_rows, parts, units, activation: PhantomData }
+        let (elements, units) = unsafe { (elements.written(), units.written()) };
+        Self { num_rows, width: x.width, group_rows, elements, units }
     }
 
     /// The groups of some rows, which are whole groups.
@@ -201,21 +204,20 @@ impl<A: Activation> RoundedRows<A> {
         groups.map(move |group| group * group_rows..num_rows.min((group + 1) * group_rows))
     }
 
-    /// Where the parts of a unit stand for all rows of the group that begins with row `first`, and the facts.
+    /// Where a unit stands of all rows of the group that begins with row `first`: its parts, and the facts.
     #[inline(always)]
     pub(super) fn unit(&self, (first, num_rows): (usize, usize), unit: usize) -> (*const i32, *const UnitFacts) {
         let at = first * (self.width / UNIT) + unit * num_rows;
-        (self.parts.as_ptr().wrapping_add(at * A::PARTS_OF_UNIT), self.units.as_ptr().wrapping_add(at))
+        (self.elements.as_ptr().wrapping_add(at).cast(), self.units.as_ptr().wrapping_add(at))
     }
 }
 
-struct Round<'a, A> {
+struct Round<'a, A: Activation> {
     x: &'a Rows<'a>,
     group_rows: usize,
     units_per_task: usize,
     tasks_per_group: usize,
-    output: (Output<i32>, Output<UnitFacts>),
-    activation: PhantomData<A>,
+    output: (Output<A::Elements>, Output<UnitFacts>),
 }
 
 impl<A: Activation> Kernel for Round<'_, A> {
@@ -228,19 +230,12 @@ impl<A: Activation> Kernel for Round<'_, A> {
         let first = rows.start * num_units + units.start * rows.len();
         let len = units.len() * rows.len();
         // SAFETY: each unit of a group belongs to one task.
-        let (parts, facts) = unsafe {
-            (self.output.0.part(first * A::PARTS_OF_UNIT, len * A::PARTS_OF_UNIT), self.output.1.part(first, len))
-        };
+        let (elements, facts) = unsafe { (self.output.0.part(first, len), self.output.1.part(first, len)) };
         for (index, row) in rows.clone().enumerate() {
             let x = &self.x.row(row).as_chunks::<UNIT>().0[units.clone()];
-            let places = parts.chunks_exact_mut(rows.len() * A::PARTS_OF_UNIT).zip(facts.chunks_exact_mut(rows.len()));
-            for (x, (parts, facts)) in x.iter().zip(places) {
-                let mut elements = [0; UNIT];
-                facts[index] = round_unit::<A>(x, &mut elements);
-                for (part, place) in A::parts(&elements).into_iter().zip(parts[index..].iter_mut().step_by(rows.len()))
-                {
-                    *place = part;
-                }
+            let places = elements[index..].iter_mut().zip(&mut facts[index..]).step_by(rows.len());
+            for (x, (elements, facts)) in x.iter().zip(places) {
+                (*elements, *facts) = round_unit::<A>(x);
             }
         }
     }
@@ -249,17 +244,20 @@ impl<A: Activation> Kernel for Round<'_, A> {
 /// Rounds to nearest, ties to even. A unit that holds something that is not a finite number makes every sum that it enters
 /// not a number.
 #[inline(always)]
-fn round_unit<A: Activation>(x: &[f32; UNIT], elements: &mut [i32; UNIT]) -> UnitFacts {
+fn round_unit<A: Activation>(x: &[f32; UNIT]) -> (A::Elements, UnitFacts) {
     // Integers order as the magnitudes do, infinities and what is not a number above all.
     let largest = x.iter().fold(0, |largest: u32, value| largest.max(value.abs().to_bits()));
     let largest = f32::from_bits(largest);
     if !largest.is_finite() {
-        return UnitFacts { scale: f32::NAN, less: f32::NAN, begins: Begins::default() };
+        let none = UnitFacts { scale: f32::NAN, less: f32::NAN, begins: Begins::default() };
+        return (A::elements(&[0; UNIT]), none);
     }
     if largest < SMALLEST {
-        return UnitFacts::default();
+        return (A::elements(&[0; UNIT]), UnitFacts::default());
     }
     let inverse = A::LARGEST / largest;
+    // Loops, here and below, as `array::map` may be a function that is called, without these instructions.
+    let mut elements = [0; UNIT];
     for (element, value) in elements.iter_mut().zip(x) {
         let rounded = (value * inverse).round_ties_even();
         // SAFETY: a finite number of at most the largest element's magnitude.
@@ -274,5 +272,5 @@ fn round_unit<A: Activation>(x: &[f32; UNIT], elements: &mut [i32; UNIT]) -> Uni
         q4_0: begin(StoredDtype::Q4_0, sum),
         q6_k: [begin(StoredDtype::Q6K, sums[0]), begin(StoredDtype::Q6K, sums[1])],
     };
-    UnitFacts { scale, less: -(scale * sum as f32), begins }
+    (A::elements(&elements), UnitFacts { scale, less: -(scale * sum as f32), begins })
 }
