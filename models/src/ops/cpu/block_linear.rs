@@ -122,7 +122,7 @@ struct Tile<'a, F, A: Activation, const ROWS: usize, const PANELS: usize> {
     /// The first of a group.
     row: usize,
     panel: usize,
-    ahead: Ahead,
+    visit: Visit,
 }
 
 /// How the groups of a task come to its panels.
@@ -130,17 +130,8 @@ struct Tile<'a, F, A: Activation, const ROWS: usize, const PANELS: usize> {
 enum Visit {
     /// There is one.
     Alone,
-    /// This group of so many is at a few panels, before all of them go on.
-    InTurns { index: usize, groups: usize },
-}
-
-/// What a tile asks memory for, while it is at unit `unit`: what stands `start + unit * step` bytes behind the begin of each panel.
-#[derive(Clone, Copy)]
-struct Ahead {
-    start: usize,
-    step: usize,
-    /// Bytes of the panels that are visited with one and stand behind its end.
-    beside: usize,
+    /// All are at a few panels one after the other, before they go on.
+    InTurns { share: usize, shares: usize },
 }
 
 impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, F, A, ROWS, PANELS> {
@@ -186,8 +177,7 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
         });
         let blocks = panels.map(|panel| panel.wrapping_add(unit / num_units * block_bytes));
         let quants = blocks.map(|block| block.wrapping_add(F::LAYOUT.unit(unit % num_units)));
-        let further = self.ahead.start + unit * self.ahead.step;
-        let further = if further < self.linear.panel_bytes { further } else { further + self.ahead.beside };
+        let further = self.further::<L>(unit);
         let ahead = panels.map(|panel| panel.wrapping_add(further));
         ahead.iter().for_each(|ahead| L::prefetch_to_second_level(ahead.wrapping_add(F::DOTS * F::STEPS * CACHE_LINE)));
         let (parts, facts) = self.linear.x.unit((self.row, ROWS), unit);
@@ -209,6 +199,24 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
                     }
                 }
             }
+        }
+    }
+
+    /// What is asked for while the tile is at unit `unit`, by how far behind the begin of each panel it stands.
+    #[inline(always)]
+    fn further<L: Lanes>(&self, unit: usize) -> usize {
+        let panel_bytes = self.linear.panel_bytes;
+        let until_here = unit * const { F::LAYOUT.block_bytes() / F::LAYOUT.num_units };
+        match self.visit {
+            // As far ahead as the unit has come of its block, scales included; behind the panels stand those that are visited
+            // next, unless gates are followed by what they let through.
+            Visit::Alone => {
+                let further = until_here + L::PREFETCH_BYTES / PANELS;
+                if further < panel_bytes { further } else { further + (PANELS - 1) * panel_bytes }
+            }
+            // All of the panels that are visited next, each group its share: only the first would wait for memory otherwise,
+            // which had nothing to do for the others.
+            Visit::InTurns { share, shares } => PANELS * panel_bytes + (share * panel_bytes + until_here) / shares,
         }
     }
 
@@ -325,31 +333,9 @@ impl<F: Format, A: Activation> BlockLinear<'_, F, A> {
         (row, visit): (usize, Visit),
         target: &Target<'_>,
     ) {
-        let ahead = self.ahead::<I>(PANELS, visit);
         for panel in panels.step_by(PANELS) {
             // SAFETY: passed on.
-            unsafe { I::apart(Tile::<F, A, ROWS, PANELS> { linear: self, target, row, panel, ahead }) };
-        }
-    }
-
-    #[inline(always)]
-    fn ahead<I: Instructions>(&self, panels: usize, visit: Visit) -> Ahead {
-        let unit_bytes = const { F::LAYOUT.block_bytes() / F::LAYOUT.num_units };
-        match visit {
-            // As far ahead as the unit has come of its block, scales included; behind the panels stand those that are visited
-            // next, unless gates are followed by what they let through.
-            Visit::Alone => Ahead {
-                start: I::Panel::PREFETCH_BYTES / panels,
-                step: unit_bytes,
-                beside: (panels - 1) * self.panel_bytes,
-            },
-            // All of the panels that are visited next, each group its share: only the first would wait for memory otherwise,
-            // which had nothing to do for the others.
-            Visit::InTurns { index, groups } => Ahead {
-                start: panels * self.panel_bytes + index * self.panel_bytes / groups,
-                step: unit_bytes / groups,
-                beside: 0,
-            },
+            unsafe { I::apart(Tile::<F, A, ROWS, PANELS> { linear: self, target, row, panel, visit }) };
         }
     }
 }
@@ -371,10 +357,10 @@ impl<F: Format, A: Activation> Product for BlockLinear<'_, F, A> {
         };
         for first in panels.clone().step_by(together) {
             let panels = first..panels.end.min(first + together);
-            for (index, rows) in groups.clone().enumerate() {
+            for (share, rows) in groups.clone().enumerate() {
                 let visit = match groups.len() {
                     1 => Visit::Alone,
-                    groups => Visit::InTurns { index, groups },
+                    shares => Visit::InTurns { share, shares },
                 };
                 // SAFETY: rows and panels of the part; the caller vouches for the instructions.
                 unsafe { self.row_group::<I>((rows, visit), panels.clone(), target) };
