@@ -60,7 +60,8 @@ fn run<F: Format, A: Activation>(
     (sink, first_column): (&mut Sink<'_>, usize),
 ) {
     let out_features = weight.out_features;
-    let together = panels_alone::<F>(integer_tile(compute).sums, x.group_rows);
+    let tile = integer_tile(compute);
+    let together = panels_of_a_group(tile.sums, tile.rows);
     // Whole groups.
     let rows_per_task = TASK_ROWS - TASK_ROWS % x.group_rows;
     let num_panels = out_features.div_ceil(PANEL);
@@ -84,7 +85,7 @@ fn run<F: Format, A: Activation>(
 /// Panels that the rows of a task visit together where they are one group of `num_rows`. Where reading takes longer than
 /// computing, as many streams of memory as are fastest: one where registers are wide (of those, Zen 5 was measured), four
 /// elsewhere (Zen 3). Else as many as give the products enough running sums.
-const fn panels_alone<F: Format>(sums: usize, num_rows: usize) -> usize {
+const fn panels_of_one_group<F: Format>(sums: usize, num_rows: usize) -> usize {
     if sums == 1 {
         return if num_rows <= F::NARROW_ROWS_THAT_WAIT { MAX_PANELS } else { 1 };
     }
@@ -93,12 +94,12 @@ const fn panels_alone<F: Format>(sums: usize, num_rows: usize) -> usize {
     } else if num_rows <= FEW_ROWS {
         MAX_PANELS
     } else {
-        panels_in_turns(sums, num_rows)
+        panels_of_a_group(sums, num_rows)
     }
 }
 
 /// The same of one of several groups, which visit them one after the other.
-const fn panels_in_turns(sums: usize, num_rows: usize) -> usize {
+const fn panels_of_a_group(sums: usize, num_rows: usize) -> usize {
     if 2 * num_rows <= sums { 2 } else { 1 }
 }
 
@@ -122,16 +123,17 @@ struct Tile<'a, F, A: Activation, const ROWS: usize, const PANELS: usize> {
     /// The first of a group.
     row: usize,
     panel: usize,
-    visit: Visit,
+    ahead: Ahead,
 }
 
-/// How the groups of a task come to its panels.
+/// What a tile asks memory for on its way.
 #[derive(Clone, Copy)]
-enum Visit {
-    /// There is one.
-    Alone,
-    /// All are at a few panels one after the other, before they go on.
-    InTurns { share: usize, shares: usize },
+enum Ahead {
+    /// What stands behind its own weights, and then where the next tile's begin.
+    Own,
+    /// Its share of the panels that are visited next, where several groups of rows meet a few panels before they go on: those
+    /// that find their weights in the cache keep memory as busy as the first one.
+    Share { group: usize, num_groups: usize },
 }
 
 impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, F, A, ROWS, PANELS> {
@@ -207,16 +209,16 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
     fn further<L: Lanes>(&self, unit: usize) -> usize {
         let panel_bytes = self.linear.panel_bytes;
         let until_here = unit * const { F::LAYOUT.block_bytes() / F::LAYOUT.num_units };
-        match self.visit {
+        match self.ahead {
             // As far ahead as the unit has come of its block, scales included; behind the panels stand those that are visited
             // next, unless gates are followed by what they let through.
-            Visit::Alone => {
+            Ahead::Own => {
                 let further = until_here + L::PREFETCH_BYTES / PANELS;
                 if further < panel_bytes { further } else { further + (PANELS - 1) * panel_bytes }
             }
-            // All of the panels that are visited next, each group its share: only the first would wait for memory otherwise,
-            // which had nothing to do for the others.
-            Visit::InTurns { share, shares } => PANELS * panel_bytes + (share * panel_bytes + until_here) / shares,
+            Ahead::Share { group, num_groups } => {
+                PANELS * panel_bytes + (group * panel_bytes + until_here) / num_groups
+            }
         }
     }
 
@@ -296,24 +298,24 @@ impl<F: Format, A: Activation> BlockLinear<'_, F, A> {
     #[inline(always)]
     unsafe fn row_group<I: Instructions>(
         &self,
-        (rows, visit): (Range<usize>, Visit),
+        (rows, ahead): (Range<usize>, Ahead),
         panels: Range<usize>,
         target: &Target<'_>,
     ) {
-        let at = (rows.start, visit);
+        let at = (rows.start, ahead);
         // SAFETY: passed on.
         unsafe {
             with_rows!(rows.len(), I::INTEGER_ROWS, ROWS => {
-                let together = match visit {
-                    Visit::Alone => const { panels_alone::<F>(I::INTEGER_SUMS, ROWS) },
-                    Visit::InTurns { .. } => const { panels_in_turns(I::INTEGER_SUMS, ROWS) },
+                let together = match ahead {
+                    Ahead::Own => const { panels_of_one_group::<F>(I::INTEGER_SUMS, ROWS) },
+                    Ahead::Share { .. } => const { panels_of_a_group(I::INTEGER_SUMS, ROWS) },
                 };
                 let rest = panels.end - panels.len() % together;
                 match together {
-                    MAX_PANELS if const { panels_alone::<F>(I::INTEGER_SUMS, ROWS) == MAX_PANELS } => {
+                    MAX_PANELS if const { panels_of_one_group::<F>(I::INTEGER_SUMS, ROWS) == MAX_PANELS } => {
                         self.tiles::<I, ROWS, MAX_PANELS>(panels.start..rest, at, target);
                     }
-                    2 if const { panels_in_turns(I::INTEGER_SUMS, ROWS) == 2 } => {
+                    2 if const { panels_of_a_group(I::INTEGER_SUMS, ROWS) == 2 } => {
                         self.tiles::<I, ROWS, 2>(panels.start..rest, at, target);
                     }
                     _ => return self.tiles::<I, ROWS, 1>(panels, at, target),
@@ -330,12 +332,12 @@ impl<F: Format, A: Activation> BlockLinear<'_, F, A> {
     unsafe fn tiles<I: Instructions, const ROWS: usize, const PANELS: usize>(
         &self,
         panels: Range<usize>,
-        (row, visit): (usize, Visit),
+        (row, ahead): (usize, Ahead),
         target: &Target<'_>,
     ) {
         for panel in panels.step_by(PANELS) {
             // SAFETY: passed on.
-            unsafe { I::apart(Tile::<F, A, ROWS, PANELS> { linear: self, target, row, panel, visit }) };
+            unsafe { I::apart(Tile::<F, A, ROWS, PANELS> { linear: self, target, row, panel, ahead }) };
         }
     }
 }
@@ -353,17 +355,17 @@ impl<F: Format, A: Activation> Product for BlockLinear<'_, F, A> {
         let groups = self.x.groups(&part.rows);
         let together = match groups.len() {
             1 => panels.len(),
-            _ => const { panels_in_turns(I::INTEGER_SUMS, I::INTEGER_ROWS) },
+            _ => const { panels_of_a_group(I::INTEGER_SUMS, I::INTEGER_ROWS) },
         };
         for first in panels.clone().step_by(together) {
             let panels = first..panels.end.min(first + together);
-            for (share, rows) in groups.clone().enumerate() {
-                let visit = match groups.len() {
-                    1 => Visit::Alone,
-                    shares => Visit::InTurns { share, shares },
+            for (group, rows) in groups.clone().enumerate() {
+                let ahead = match groups.len() {
+                    1 => Ahead::Own,
+                    num_groups => Ahead::Share { group, num_groups },
                 };
                 // SAFETY: rows and panels of the part; the caller vouches for the instructions.
-                unsafe { self.row_group::<I>((rows, visit), panels.clone(), target) };
+                unsafe { self.row_group::<I>((rows, ahead), panels.clone(), target) };
             }
         }
     }
