@@ -18,7 +18,7 @@ use crate::rng::Rng;
 use crate::scenario::{Objectives, Scenario, Traffic};
 use crate::tokens::TokensError;
 use crate::trace::TraceError;
-use planner::Planner;
+use planner::{Planner, Shared};
 
 pub use body::BodyTemplate;
 pub use poison::poison_bodies;
@@ -174,9 +174,9 @@ impl Plan {
             let wording = if is_sure { scenario.wording } else { 0 };
             let words = Rng::for_part(scenario.seed, ((1 + wording) << 32) | index as u64);
             let labels = &mut plan.traffic;
-            let (prefixes, deck) = (Vec::new(), Deck::default());
+            let (shared, deck) = (Shared::default(), Deck::default());
             let mut planner =
-                Planner { scenario, traffic, index, maker, target, progress, rng, words, prefixes, deck, labels };
+                Planner { scenario, traffic, index, maker, target, progress, rng, words, shared, deck, labels };
             let jobs = planner.jobs().await?;
             match traffic.arrivals.scaled(scenario.rate_scale) {
                 Arrivals::Closed { concurrency } => {

@@ -34,11 +34,19 @@ pub(super) struct Planner<'a, C: Connect> {
     /// Of times and lengths.
     pub(super) rng: Rng,
     pub(super) words: Rng,
-    pub(super) prefixes: Vec<String>,
+    pub(super) shared: Shared,
     /// Of a data set.
     pub(super) deck: Deck,
     /// Those of the scenario's entries, then what a trace adds.
     pub(super) labels: &'a mut Vec<TrafficLabel>,
+}
+
+/// What prompts have in common.
+#[derive(Default)]
+pub(super) struct Shared {
+    prefixes: Vec<String>,
+    /// Those of prompts that are ids.
+    ids: Vec<u32>,
 }
 
 impl<C: Connect> Planner<'_, C> {
@@ -89,10 +97,13 @@ impl<C: Connect> Planner<'_, C> {
                 let tokens = output_tokens.draw(&mut self.rng);
                 self.call(template.chat(&[body::user(&prompt)], tokens))?
             }
-            Workload::Completions { prompt_tokens, output_tokens, token_ids } => {
+            Workload::Completions { prompt_tokens, output_tokens, token_ids, shared_tokens } => {
                 let tokens = prompt_tokens.draw(&mut self.rng);
                 let prompt = if *token_ids {
-                    serde_json::json!(self.maker.ids(tokens, &mut self.words))
+                    if self.shared.ids.is_empty() {
+                        self.shared.ids = self.maker.ids(*shared_tokens, &mut self.words);
+                    }
+                    serde_json::json!([&self.shared.ids[..], &self.maker.ids(tokens, &mut self.words)].concat())
                 } else {
                     self.maker.text(tokens, &mut self.words).await?.into()
                 };
@@ -100,10 +111,10 @@ impl<C: Connect> Planner<'_, C> {
                 self.call(template.completions(prompt, tokens))?
             }
             Workload::SharedPrefix { prefixes, prefix_tokens, prompt_tokens, output_tokens } => {
-                while self.prefixes.len() < *prefixes {
-                    self.prefixes.push(self.maker.text(*prefix_tokens, &mut self.words).await?);
+                while self.shared.prefixes.len() < *prefixes {
+                    self.shared.prefixes.push(self.maker.text(*prefix_tokens, &mut self.words).await?);
                 }
-                let system = body::system(&self.prefixes[self.rng.below(*prefixes)]);
+                let system = body::system(&self.shared.prefixes[self.rng.below(*prefixes)]);
                 let prompt = self.words(prompt_tokens).await?;
                 let tokens = output_tokens.draw(&mut self.rng);
                 self.call(template.chat(&[system, body::user(&prompt)], tokens))?

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::generate::Route;
-use crate::lengths::Lengths;
+use crate::lengths::{Lengths, MAX_TOKENS};
 
 /// Prompt lengths count the tokens of the texts; the chat template adds its own, which the server's usage tells.
 #[derive(Debug, Clone, Deserialize)]
@@ -13,12 +13,14 @@ use crate::lengths::Lengths;
 pub enum Workload {
     /// One message of random words.
     Chat { prompt_tokens: Lengths, output_tokens: Lengths },
-    /// `/v1/completions`; with `token_ids` the prompt is sent as ids.
+    /// `/v1/completions`; with `token_ids` the prompt is sent as ids, behind `shared_tokens` more that all of them begin with.
     Completions {
         prompt_tokens: Lengths,
         output_tokens: Lengths,
         #[serde(default)]
         token_ids: bool,
+        #[serde(default)]
+        shared_tokens: u32,
     },
     /// A system message out of `prefixes`, then a message of its own.
     SharedPrefix { prefixes: usize, prefix_tokens: u32, prompt_tokens: Lengths, output_tokens: Lengths },
@@ -72,6 +74,12 @@ impl Workload {
 
     pub(super) fn check(&self) -> Result<(), String> {
         match self {
+            Self::Completions { token_ids: false, shared_tokens: 1.., .. } => {
+                Err("`shared_tokens` are ids: they need `token_ids = true`".to_owned())
+            }
+            Self::Completions { shared_tokens, .. } if *shared_tokens > MAX_TOKENS => {
+                Err(format!("`shared_tokens` must be at most {MAX_TOKENS}"))
+            }
             Self::Chat { prompt_tokens, output_tokens } | Self::Completions { prompt_tokens, output_tokens, .. } => {
                 prompt_tokens.check().and_then(|()| output_tokens.check())
             }

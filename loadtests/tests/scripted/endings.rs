@@ -141,6 +141,24 @@ async fn shared_prefixes_are_few_and_shared() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn prompts_of_ids_begin_with_those_they_share_and_go_on_with_their_own() {
+    let server = Scripted::new(steady(20 * MS, 10 * MS));
+    figures_of(
+        &server,
+        &scenario(
+            "[[traffic]]\nname = 'a'\narrivals = { kind = 'constant', rate = 4.0 }\nworkload = { kind = \
+             'completions', token_ids = true, shared_tokens = 30, prompt_tokens = 50, output_tokens = 4 }",
+        ),
+    )
+    .await;
+    let prompts: Vec<Vec<u64>> =
+        server.seen().iter().map(|seen| serde_json::from_value(seen.body["prompt"].clone()).unwrap()).collect();
+    assert!(prompts.len() > 2 && prompts.iter().all(|prompt| prompt.len() == 80 && prompt[..30] == prompts[0][..30]));
+    let own: std::collections::BTreeSet<_> = prompts.iter().map(|prompt| &prompt[30..]).collect();
+    assert_eq!(own.len(), prompts.len());
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_tenant_uses_its_key_and_has_its_figures() {
     let server = Scripted::new(|seen| {
         let first = if seen.api_key.as_deref() == Some("key-l") { 20 * MS } else { 200 * MS };
