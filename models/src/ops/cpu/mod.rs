@@ -33,6 +33,7 @@ pub(super) mod norm;
 pub(super) mod packed;
 mod pairs;
 pub(super) mod panels;
+mod places;
 pub(crate) mod pool;
 pub(super) mod pool_rows;
 pub(crate) mod populate;

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::places::{Places, Standing};
 use super::system;
 use super::task_ranges::TaskRanges;
 use crate::Pulse;
@@ -62,6 +63,7 @@ struct Shared {
     state: AtomicU64,
     job: UnsafeCell<Job>,
     ranges: TaskRanges,
+    places: Places,
     /// A task panicked: those that are left are skipped.
     is_broken: AtomicBool,
     pulse: Pulse,
@@ -194,6 +196,7 @@ impl Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(&|_| ()),
             ranges: TaskRanges::new(num_threads),
+            places: Places::new(num_threads),
             is_broken: AtomicBool::new(false),
             pulse: Pulse::default(),
             panic: Mutex::new(None),
@@ -230,6 +233,7 @@ impl Shared {
         unsafe { *self.job.get() = job };
         self.ranges.deal(u32::try_from(num_tasks).expect("an op has fewer tasks"));
         let epoch = (self.state.load(SeqCst) >> 32).wrapping_add(1) & u64::from(u32::MAX);
+        self.places.open(epoch as u32);
         self.state.store(epoch << 32 | OPEN, SeqCst);
         // Either a worker counted itself before this load and is woken, or it sees the open state before it sleeps.
         if self.sleepers.load(SeqCst) > 0 {
@@ -260,9 +264,11 @@ impl Shared {
     }
 
     fn work_until_stopped(&self, thread: usize) {
-        let mut last_epoch = 0;
+        let (mut last_epoch, mut standing) = (0, Standing::of(thread));
         while let Some(epoch) = self.wait_for_job(last_epoch) {
             last_epoch = epoch;
+            // Before it joins: who goes elsewhere may have to wait there, and nobody should have to wait for him.
+            self.places.arrive(&mut standing, epoch as u32);
             if self.join_job(epoch) {
                 // SAFETY: this worker is counted as active, so the caller has published the job and still waits.
                 let job = unsafe { *self.job.get() };

@@ -83,6 +83,34 @@ mod linux {
         done(unsafe { libc::syscall(libc::SYS_sched_setaffinity, THIS_THREAD, size_of::<Mask>(), mask.as_ptr()) })
     }
 
+    /// Of the thread that asks, which may be on another one by now.
+    pub(crate) fn current_processor() -> Option<usize> {
+        // SAFETY: takes nothing, and returns a number, negative where it does not know.
+        usize::try_from(unsafe { libc::sched_getcpu() }).ok()
+    }
+
+    /// Brings this thread to one of its processors that is not taken, and lets it go on from there wherever it could before.
+    /// Which one that was; `None` where all are taken.
+    pub(crate) fn leave_processors(is_taken: impl Fn(usize) -> bool) -> io::Result<Option<usize>> {
+        let (mut before, mut free) = (Mask::default(), Mask::default());
+        let (size, this) = (size_of::<Mask>(), THIS_THREAD);
+        // SAFETY: writes no more than the mask's bytes.
+        done(unsafe { libc::syscall(libc::SYS_sched_getaffinity, this, size, before.as_mut_ptr()) })?;
+        let is_set = |number: &usize| before[number / WORD_BITS] >> (number % WORD_BITS) & 1 == 1;
+        for number in (0..ProcessorSet::MOST).filter(is_set).filter(|number| !is_taken(*number)) {
+            free[number / WORD_BITS] |= 1 << (number % WORD_BITS);
+        }
+        if free == Mask::default() {
+            return Ok(None);
+        }
+        // SAFETY: reads the mask.
+        done(unsafe { libc::syscall(libc::SYS_sched_setaffinity, this, size, free.as_ptr()) })?;
+        let there = current_processor();
+        // SAFETY: as above.
+        done(unsafe { libc::syscall(libc::SYS_sched_setaffinity, this, size, before.as_ptr()) })?;
+        Ok(there)
+    }
+
     /// What a system call returns that returns no more than whether it succeeded.
     fn done(result: c_long) -> io::Result<()> {
         if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -152,6 +180,14 @@ mod elsewhere {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    pub(crate) fn current_processor() -> Option<usize> {
+        None
+    }
+
+    pub(crate) fn leave_processors(_: impl Fn(usize) -> bool) -> io::Result<Option<usize>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     pub(crate) fn can_interleave() -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -174,11 +210,15 @@ mod elsewhere {
 #[cfg(not(target_os = "linux"))]
 use elsewhere::page_size;
 #[cfg(not(target_os = "linux"))]
-pub(crate) use elsewhere::{allowed_processors, bind_this_thread, can_interleave, cores_of};
+pub(crate) use elsewhere::{
+    allowed_processors, bind_this_thread, can_interleave, cores_of, current_processor, leave_processors,
+};
 #[cfg(target_os = "linux")]
 use linux::page_size;
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{allowed_processors, bind_this_thread, can_interleave, cores_of};
+pub(crate) use linux::{
+    allowed_processors, bind_this_thread, can_interleave, cores_of, current_processor, leave_processors,
+};
 
 #[cfg(all(test, target_os = "linux"))]
 impl Memory {
