@@ -1,5 +1,5 @@
-//! What the real model costs on this machine: a step of each kind before the first request, and again when nobody asks for
-//! anything.
+//! What the real model costs on this machine: a step of each kind but the longest before the first request, and all of them again
+//! when nobody asks for anything.
 //!
 //! A server starts with as few steps as tell a price, because somebody waits for it, or with none where it is told what the
 //! model cost before. But whatever disturbs a step makes it longer, so the fastest of several tells the truth, and those are

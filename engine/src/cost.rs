@@ -124,7 +124,8 @@ impl Measurements {
     /// token is a difference of two times, of which either may have been held up.
     const LEAST_PART_OF_CHUNK: f64 = 1.0 / 16.0;
     /// Of what a generated token pays for each that it attends, what one of a prompt is taken to pay before that was seen:
-    /// those of a prompt share what they read. A decoder of 0.6 B parameters showed a tenth to a seventh on a CPU.
+    /// those of a prompt share what they read. A decoder of 0.6 B parameters showed a tenth to a seventh on a CPU. It holds until
+    /// the first idle second.
     const PART_OF_PROMPTS: f64 = 1.0 / 8.0;
 
     /// Each was disturbed or not, and whatever disturbs a step makes it longer. So one token takes no longer than any of

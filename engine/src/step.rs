@@ -98,7 +98,7 @@ impl StepLoop {
         let lent = (&model, Arc::clone(&observer));
         let door = Door::new(name, lent, &config, (sender, rung.clone()), Arc::clone(&shared));
         let mut runner = ModelRunner::new(model, config.num_kv_blocks)?;
-        let (costs, calibration) = pricing::at_start(&mut runner, (clock.as_ref(), &*observer), &config)?;
+        let (costs, calibration) = pricing::at_start(&mut runner, clock.as_ref(), &config)?;
         runner.take_memory();
         drop(here);
         tracing::info!(%costs, "what work costs");

@@ -238,6 +238,10 @@ mod tests {
         assert!(error_of(&scaled("999999.0")).contains("at 999999 times its rate, `rate`"));
         assert!(error_of(&SMALL.replace("prompt_tokens = 8", "prompt_tokens = 4000000000")).contains("4000000000"));
         assert!(error_of(&SMALL.replace("prompt_tokens = 8", "prompt_tokens = 0")).contains("at least one token"));
+        let completions = SMALL.replace("kind = \"chat\"", "kind = \"completions\", shared_tokens = 4");
+        assert!(error_of(&completions).contains("`token_ids = true`"));
+        let many = completions.replace("shared_tokens = 4", "token_ids = true, shared_tokens = 4000000000");
+        assert!(error_of(&many).contains("`shared_tokens` must be at most"));
         let none = SMALL.replace("name =", "requests = 0\nname =");
         assert!(error_of(&none).contains("`requests` must be above 0"));
     }

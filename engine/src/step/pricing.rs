@@ -14,7 +14,6 @@ use crate::config::EngineConfig;
 use crate::cost::CostModel;
 use crate::error::EngineError;
 use crate::model_runner::ModelRunner;
-use crate::stats::StepObserver;
 
 /// Without a command before a step that nobody asked for: whoever sends one request after the other seldom meets one.
 const REST: Duration = Duration::from_secs(1);
@@ -24,7 +23,7 @@ const SHORT_REST: Duration = Duration::from_millis(100);
 /// What work costs as far as is known before the first request, and what is still to be measured.
 pub(super) fn at_start(
     runner: &mut ModelRunner,
-    (clock, observer): (&dyn Clock, &dyn StepObserver),
+    clock: &dyn Clock,
     config: &EngineConfig,
 ) -> Result<(CostModel, Option<Calibration>), EngineError> {
     match (config.costs, config.former_costs) {
@@ -35,10 +34,6 @@ pub(super) fn at_start(
         }
         (None, None) => {
             let (calibration, costs) = Calibration::begin(runner, clock, config).map_err(EngineError::Calibration)?;
-            if calibration.is_done() {
-                observer.costs_measured(&costs);
-                return Ok((costs, None));
-            }
             Ok((costs, Some(calibration)))
         }
     }
@@ -102,7 +97,7 @@ mod tests {
     use crate::engine::{EngineHandle, EngineParts};
     use crate::event::Event;
     use crate::fixtures::request;
-    use crate::stats::StepReport;
+    use crate::stats::{StepObserver, StepReport};
     use crate::testing::{Pace, StubModel, parts};
 
     const STEP: Duration = Duration::from_millis(50);
@@ -250,14 +245,20 @@ mod tests {
 
     #[test]
     fn prices_hold_while_a_longer_chunk_is_yet_to_be_seen_behind_a_context() {
-        let (mut step_loop, handle) = measured_on(&Arc::default());
-        let bound = |step_loop: &mut StepLoop| {
+        let clock = Arc::new(BusyClock::default());
+        clock.is_busy.store(true, Ordering::Relaxed);
+        let (mut step_loop, handle) = measured_on(&clock);
+        step_loop.refine_costs();
+        clock.is_busy.store(false, Ordering::Relaxed);
+        let mut bound_after_a_look = || {
+            step_loop.refine_costs();
             step_loop.step();
             handle.stats().fair_share_bound
         };
-        let before = bound(&mut step_loop);
-        step_loop.refine_costs();
-        assert_eq!(bound(&mut step_loop), before, "the longer chunk alone was seen");
+        // A token alone takes less than was thought, so the next look is at a chunk of more of them.
+        let before = bound_after_a_look();
+        assert_eq!(bound_after_a_look(), before, "the longer chunk alone was seen");
+        assert_ne!(bound_after_a_look(), before);
     }
 
     #[test]

@@ -338,9 +338,8 @@ impl Pairs for ZmmPairs {
     }
 }
 
-/// An instruction of VNNI with the same four bytes for every sum, which the compiler does not look into: it would load the bytes of all
-/// rows first, for which there are not enough registers, and make multiplications and additions of most of them
-/// again, to shorten the wait for one sum where there are others to go on with.
+/// An instruction of VNNI with the same four bytes for every sum, which the compiler does not look into: it would make
+/// multiplications and additions of most of them again, to shorten the wait for one sum where there are others to go on with.
 macro_rules! vnni {
     ($name:ident, $instruction:literal) => {
         /// # Safety
@@ -365,7 +364,8 @@ macro_rules! vnni {
 vnni!(add_products, "vpdpwssd");
 vnni!(add_products_of_bytes, "vpdpbusd");
 
-/// The same for two panels, which meet the four bytes in a register: a load for each product is as many as the CPU can do.
+/// The same for two panels, which meet the four bytes in a register: a load for each product is as many as the CPU can do. There
+/// are registers for those of all rows, should the compiler load them first.
 macro_rules! vnni_twice {
     ($name:ident, $instruction:literal) => {
         /// # Safety
@@ -373,7 +373,7 @@ macro_rules! vnni_twice {
         #[inline]
         #[target_feature(enable = "avx512f,avx512vnni")]
         unsafe fn $name(weights: [__m512i; 2], x: *const i32, [mut sums, mut others]: [__m512i; 2]) -> [__m512i; 2] {
-            // SAFETY: instructions that the CPU has, on registers and the bytes at `x`.
+            // SAFETY: the bytes at `x`, and instructions that the CPU has, on registers.
             unsafe {
                 std::arch::asm!(
                     concat!($instruction, " {sums}, {weights}, {x_lanes}"),

@@ -17,6 +17,8 @@ use crate::ops::blocks::UNIT;
 pub(super) trait Format: Sync {
     const DTYPE: StoredDtype;
     const LAYOUT: Layout = Layout::of(Self::DTYPE);
+    /// With its share of what stands before the units of a block.
+    const UNIT_BYTES: usize = Self::LAYOUT.block_bytes() / Self::LAYOUT.num_units;
     /// Of a quant.
     const BITS: u32;
     const DOTS: usize;

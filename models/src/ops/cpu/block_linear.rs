@@ -34,7 +34,7 @@ const TASKS_PER_THREAD: usize = 8;
 const MIN_TASK_BYTES: usize = 32 * 1024;
 /// Panels that rows visit together at most.
 const MAX_PANELS: usize = 4;
-/// Rows that have enough running sums only with so many.
+/// Rows that have enough running sums only with so many, though these are more than have registers.
 const FEW_ROWS: usize = 4;
 const CACHE_LINE: usize = 64;
 
@@ -63,7 +63,7 @@ fn run<F: Format, A: Activation>(
     let tile = integer_tile(compute);
     let together = panels_of_a_group(tile.sums, tile.rows);
     // Whole groups.
-    let rows_per_task = TASK_ROWS - TASK_ROWS % x.group_rows;
+    let rows_per_task = TASK_ROWS - TASK_ROWS % x.groups.most_rows;
     let num_panels = out_features.div_ceil(PANEL);
     let panel_bytes = weight.size_bytes() / num_panels;
     let panels_per_task = num_panels
@@ -132,8 +132,9 @@ enum Ahead {
     /// What stands behind its own weights, and then where the next tile's begin.
     Own,
     /// Its share of the panels that are visited next, where several groups of rows meet a few panels before they go on: those
-    /// that find their weights in the cache keep memory as busy as the first one.
-    Share { group: usize, num_groups: usize },
+    /// that find their weights in the cache keep memory as busy as the first one. In bytes behind the begin of all panels, for
+    /// the first panel and unit, and from one unit to the next.
+    Share { start: usize, step: usize },
 }
 
 impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, F, A, ROWS, PANELS> {
@@ -179,8 +180,7 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
         });
         let blocks = panels.map(|panel| panel.wrapping_add(unit / num_units * block_bytes));
         let quants = blocks.map(|block| block.wrapping_add(F::LAYOUT.unit(unit % num_units)));
-        let further = self.further::<L>(unit);
-        let ahead = panels.map(|panel| panel.wrapping_add(further));
+        let ahead = self.ahead_of(panels, unit, L::PREFETCH_BYTES);
         ahead.iter().for_each(|ahead| L::prefetch_to_second_level(ahead.wrapping_add(F::DOTS * F::STEPS * CACHE_LINE)));
         let (parts, facts) = self.linear.x.unit((self.row, ROWS), unit);
         // SAFETY: of all rows.
@@ -195,29 +195,29 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
                     for row in 0..ROWS {
                         let facts = &facts[row];
                         let product = A::end::<L::Pairs>(F::BITS, products[row][panel]);
-                        let min = matches!(F::DTYPE, StoredDtype::Q4K).then_some((min, &raw const facts.less));
-                        let (sum, scale) = (&mut sums[row][panel], (scale, &raw const facts.scale));
-                        L::add_scaled(sum, product, scale, min);
+                        let min = matches!(F::DTYPE, StoredDtype::Q4K).then_some((min, facts.less));
+                        L::add_scaled(&mut sums[row][panel], product, (scale, facts.scale), min);
                     }
                 }
             }
         }
     }
 
-    /// What is asked for while the tile is at unit `unit`, by how far behind the begin of each panel it stands.
+    /// What is asked for while the tile is at unit `unit` of `panels`.
     #[inline(always)]
-    fn further<L: Lanes>(&self, unit: usize) -> usize {
-        let panel_bytes = self.linear.panel_bytes;
-        let until_here = unit * const { F::LAYOUT.block_bytes() / F::LAYOUT.num_units };
+    fn ahead_of(&self, panels: [*const u8; PANELS], unit: usize, bytes_ahead: usize) -> [*const u8; PANELS] {
+        let BlockLinear { panels: all, panel_bytes, .. } = *self.linear;
         match self.ahead {
             // As far ahead as the unit has come of its block, scales included; behind the panels stand those that are visited
             // next, unless gates are followed by what they let through.
             Ahead::Own => {
-                let further = until_here + L::PREFETCH_BYTES / PANELS;
-                if further < panel_bytes { further } else { further + (PANELS - 1) * panel_bytes }
+                let further = unit * F::UNIT_BYTES + bytes_ahead / PANELS;
+                let further = if further < panel_bytes { further } else { further + (PANELS - 1) * panel_bytes };
+                panels.map(|panel| panel.wrapping_add(further))
             }
-            Ahead::Share { group, num_groups } => {
-                PANELS * panel_bytes + (group * panel_bytes + until_here) / num_groups
+            Ahead::Share { start, step } => {
+                let first = all.as_ptr().wrapping_add(start + unit * step);
+                std::array::from_fn(|index| first.wrapping_add(index * panel_bytes))
             }
         }
     }
@@ -352,17 +352,21 @@ impl<F: Format, A: Activation> Product for BlockLinear<'_, F, A> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, part: &Part, target: &Target<'_>) {
         let panels = part.panels.clone();
-        let groups = self.x.groups(&part.rows);
+        let groups = self.x.groups.of(&part.rows);
         let together = match groups.len() {
             1 => panels.len(),
             _ => const { panels_of_a_group(I::INTEGER_SUMS, I::INTEGER_ROWS) },
         };
         for first in panels.clone().step_by(together) {
             let panels = first..panels.end.min(first + together);
+            let next = if panels.end < part.panels.end { panels.end } else { part.next_panel };
             for (group, rows) in groups.clone().enumerate() {
                 let ahead = match groups.len() {
                     1 => Ahead::Own,
-                    num_groups => Ahead::Share { group, num_groups },
+                    num_groups => Ahead::Share {
+                        start: next * self.panel_bytes + group * self.panel_bytes / num_groups,
+                        step: F::UNIT_BYTES.div_ceil(num_groups),
+                    },
                 };
                 // SAFETY: rows and panels of the part; the caller vouches for the instructions.
                 unsafe { self.row_group::<I>((rows, ahead), panels.clone(), target) };

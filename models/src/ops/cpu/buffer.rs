@@ -18,7 +18,7 @@ use crate::ops::MemoryPlacement;
 /// Every bit pattern is a value.
 pub(crate) unsafe trait Plain: Copy + Send + Sync + 'static {}
 
-// SAFETY, for each of them: integers, floats, and structs of these without padding.
+// SAFETY, for each of them: integers, floats, and structs and arrays of these without padding.
 unsafe impl Plain for f32 {}
 unsafe impl Plain for i32 {}
 unsafe impl Plain for bf16 {}

@@ -27,20 +27,20 @@ pub(super) trait Lanes: Copy {
     unsafe fn load_f16(from: *const f16) -> Self;
     unsafe fn load_u8(from: *const u8) -> Self;
     unsafe fn load_i8(from: *const i8) -> Self;
-    /// Adds to `sum` a product of integers times `scale` times the number at `factor`, and then, where there is a minimum, that
-    /// times the number beside it: one number each.
+    /// Adds to `sum` a product of integers times `scale` times `factor`, and then, where there is a minimum, that times the number
+    /// beside it.
     #[inline(always)]
     unsafe fn add_scaled(
         sum: &mut Self,
         product: <Self::Pairs as Pairs>::Sums,
-        (scale, factor): (Self, *const f32),
-        min: Option<(Self, *const f32)>,
+        (scale, factor): (Self, f32),
+        min: Option<(Self, f32)>,
     ) {
         // SAFETY: passed on.
         unsafe {
-            *sum = Self::of_sums(product).mul_add(scale.mul(Self::splat(*factor)), *sum);
+            *sum = Self::of_sums(product).mul_add(scale.mul(Self::splat(factor)), *sum);
             if let Some((min, factor)) = min {
-                *sum = min.mul_add(Self::splat(*factor), *sum);
+                *sum = min.mul_add(Self::splat(factor), *sum);
             }
         }
     }

@@ -7,10 +7,15 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::system;
+use crate::ops::ProcessorSet;
 
 /// For each processor, who was there last.
 #[derive(Debug)]
-pub(super) struct Places(Box<[Place]>);
+pub(super) struct Places {
+    /// Where the threads may be, as many as they are.
+    processors: Option<ProcessorSet>,
+    last: Box<[Place]>,
+}
 
 /// The job in the upper half, the thread in the lower. Each has the cache lines that a processor fetches at a time to itself.
 ///
@@ -37,11 +42,13 @@ impl Standing {
 }
 
 impl Places {
-    /// Those of a pool of `num_threads`, if there are as many processors; else, and where the system does not tell, none.
-    pub(super) fn new(num_threads: usize) -> Self {
-        let allowed = system::allowed_processors().ok().filter(|allowed| allowed.iter().count() >= num_threads);
-        let count = allowed.and_then(|allowed| allowed.iter().max()).map_or(0, |highest| highest + 1);
-        Self((0..count).map(|_| Place::default()).collect())
+    /// Those of a pool of `num_threads` on `processors`, or on all that this process may use. There are none unless these are as
+    /// many: where there are more, the system has some to choose from, and knows better than we which are idle.
+    pub(super) fn new(processors: Option<&ProcessorSet>, num_threads: usize) -> Self {
+        let processors = processors.cloned().or_else(|| system::allowed_processors().ok());
+        let processors = processors.filter(|processors| processors.iter().count() == num_threads);
+        let count = processors.as_ref().and_then(|all| all.iter().max()).map_or(0, |highest| highest + 1);
+        Self { processors, last: (0..count).map(|_| Place::default()).collect() }
     }
 
     /// Thread 0 opens job `epoch`.
@@ -60,25 +67,26 @@ impl Places {
             return Some(self.note(here, standing, epoch));
         }
         standing.moved_at = epoch;
-        let there = system::leave_processors(|processor| self.thread_at(processor, epoch).is_some());
+        let is_taken = |processor| self.thread_at(processor, epoch).is_some();
+        let there = self.processors.as_ref().and_then(|all| system::leave_processors(all, is_taken).ok().flatten());
         // Where all others are taken, or the system refuses, two work at one place.
-        Some(self.note(there.ok().flatten().filter(|there| *there < self.0.len()).unwrap_or(here), standing, epoch))
+        Some(self.note(there.filter(|there| *there < self.last.len()).unwrap_or(here), standing, epoch))
     }
 
     fn here(&self) -> Option<usize> {
         // Asked only where there are places.
-        let here = if self.0.is_empty() { None } else { system::current_processor() };
-        here.filter(|here| *here < self.0.len())
+        let here = self.processors.as_ref().and_then(|_| system::current_processor());
+        here.filter(|here| *here < self.last.len())
     }
 
     fn note(&self, processor: usize, standing: &Standing, epoch: u32) -> usize {
-        self.0[processor].0.store(u64::from(epoch) << 32 | u64::from(standing.thread), Relaxed);
+        self.last[processor].0.store(u64::from(epoch) << 32 | u64::from(standing.thread), Relaxed);
         processor
     }
 
     /// Who was last at `processor`, if that was for job `epoch`.
     fn thread_at(&self, processor: usize, epoch: u32) -> Option<u32> {
-        let word = self.0.get(processor)?.0.load(Relaxed);
+        let word = self.last.get(processor)?.0.load(Relaxed);
         ((word >> 32) as u32 == epoch).then_some(word as u32)
     }
 }
@@ -102,22 +110,25 @@ mod tests {
     #[test]
     fn a_thread_leaves_the_processor_of_another_that_works_at_the_same_job() {
         let Some([first, second]) = two() else { return };
-        let places = Places::new(2);
-        let _stays = OnProcessors::bind(Some(&set(&[first])));
+        let both = set(&[first, second]);
+        let places = Places::new(Some(&both), 2);
         let (mut caller, mut worker) = (Standing::of(0), Standing::of(1));
-        assert_eq!(places.arrive(&mut caller, 40), Some(first));
-        assert_eq!(places.arrive(&mut worker, 40), Some(first), "it may be nowhere else");
-        assert_eq!(places.arrive(&mut caller, 100), Some(first));
-        let _moves = OnProcessors::bind(Some(&set(&[first, second])));
-        system::leave_processors(|processor| processor == second).unwrap();
+        let _moves = OnProcessors::bind(Some(&both));
+        system::leave_processors(&both, |processor| processor == second).unwrap();
+        {
+            let _stays = OnProcessors::bind(Some(&set(&[first])));
+            assert_eq!(places.arrive(&mut caller, 40), Some(first));
+            assert_eq!(places.arrive(&mut worker, 40), Some(first), "whoever bound it since wants it here");
+            assert_eq!(places.arrive(&mut caller, 100), Some(first));
+        }
         assert_eq!(places.arrive(&mut worker, 100), Some(second));
-        assert_eq!(system::allowed_processors().unwrap(), set(&[first, second]), "and may go back");
+        assert_eq!(system::allowed_processors().unwrap(), both, "and may go back");
     }
 
     #[test]
     fn who_has_just_gone_elsewhere_stays_and_so_does_who_is_there_for_another_job() {
         let Some([first, second]) = two() else { return };
-        let places = Places::new(2);
+        let places = Places::new(Some(&set(&[first, second])), 2);
         let _here = OnProcessors::bind(Some(&set(&[first])));
         let (mut caller, mut worker) = (Standing::of(0), Standing::of(1));
         places.note(first, &caller, 40);
@@ -134,8 +145,14 @@ mod tests {
     }
 
     #[test]
-    fn more_threads_than_processors_have_no_places() {
-        let places = Places::new(1 + system::allowed_processors().unwrap().iter().count());
-        assert_eq!(places.arrive(&mut Standing::of(0), 1), None);
+    fn more_or_fewer_threads_than_processors_have_no_places() {
+        let Some([first, second]) = two() else { return };
+        let _here = OnProcessors::bind(Some(&set(&[first, second])));
+        let where_it_is = |processors: Option<&ProcessorSet>, threads| {
+            Places::new(processors, threads).arrive(&mut Standing::of(0), 1)
+        };
+        assert_eq!([1, 3].map(|threads| where_it_is(None, threads)), [None; 2]);
+        assert_eq!(where_it_is(Some(&set(&[first])), 2), None);
+        assert!(where_it_is(None, 2).is_some());
     }
 }

@@ -97,7 +97,7 @@ impl ComputePool {
     /// The same, whose own threads stay on `processors`, and those that call it while they hold what
     /// [`ComputePool::enter`] gives.
     pub(crate) fn on(processors: Option<ProcessorSet>, num_threads: usize) -> Self {
-        let shared = Arc::new(Shared::new(num_threads.max(1)));
+        let shared = Arc::new(Shared::new(processors.as_ref(), num_threads.max(1)));
         let workers = (1..num_threads)
             .map_while(|index| {
                 let (shared, processors) = (Arc::clone(&shared), processors.clone());
@@ -191,12 +191,12 @@ impl fmt::Debug for ComputePool {
 }
 
 impl Shared {
-    fn new(num_threads: usize) -> Self {
+    fn new(processors: Option<&ProcessorSet>, num_threads: usize) -> Self {
         Self {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(&|_| ()),
             ranges: TaskRanges::new(num_threads),
-            places: Places::new(num_threads),
+            places: Places::new(processors, num_threads),
             is_broken: AtomicBool::new(false),
             pulse: Pulse::default(),
             panic: Mutex::new(None),

@@ -145,14 +145,13 @@ impl Activation for i8 {
 /// `x[row][k]` is about `scale(row, k / 32) * element(row, k)`, in the order in which a product's inner loop takes them:
 ///
 /// ```text
-/// groups of neighbouring rows, all of as many but the last  ->  units of 32 columns
+/// groups of neighbouring rows  ->  units of 32 columns
 /// unit  =  of each row of the group parts of 32 bits: of a four one with int8, two with int16
 /// ```
 pub(super) struct RoundedRows<A: Activation> {
     pub(super) num_rows: usize,
     pub(super) width: usize,
-    /// Rows of a group, at most as many as a tile has.
-    pub(super) group_rows: usize,
+    pub(super) groups: RowGroups,
     elements: Buffer<A::Elements>,
     /// Of each unit of each row, as the elements lie.
     units: Buffer<UnitFacts>,
@@ -183,25 +182,16 @@ impl<A: Activation> RoundedRows<A> {
     /// The width of `x` is a whole number of units.
     pub(super) fn new(compute: &Compute, x: &Rows<'_>) -> Self {
         let (num_rows, num_units) = (x.num_rows, x.width / UNIT);
-        let num_groups = num_rows.div_ceil(integer_tile(compute).rows).max(1);
-        // 13 rows are 7 and 6, not 12 and 1.
-        let group_rows = num_rows.div_ceil(num_groups).max(1);
+        let groups = RowGroups::new(num_rows, integer_tile(compute).rows);
         let mut elements = compute.workspace().unwritten(num_rows * num_units);
         let mut units = compute.workspace().unwritten(num_rows * num_units);
-        let (units_per_task, tasks_per_group) = split_rows(num_units, group_rows * UNIT);
+        let (units_per_task, tasks_per_group) = split_rows(num_units, groups.most_rows * UNIT);
         let output = (elements.output(), units.output());
-        let kernel = Round::<A> { x, group_rows, units_per_task, tasks_per_group, output };
-        launch(compute, num_groups * tasks_per_group, &kernel);
+        let kernel = Round::<A> { x, groups, units_per_task, tasks_per_group, output };
+        launch(compute, groups.count * tasks_per_group, &kernel);
         // SAFETY: each unit of a group belongs to a task, which has written it for all rows.
         let (elements, units) = unsafe { (elements.written(), units.written()) };
-        Self { num_rows, width: x.width, group_rows, elements, units }
-    }
-
-    /// The groups of some rows, which are whole groups.
-    pub(super) fn groups(&self, rows: &Range<usize>) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
-        let (group_rows, num_rows) = (self.group_rows, self.num_rows);
-        let groups = rows.start / group_rows..rows.end.div_ceil(group_rows);
-        groups.map(move |group| group * group_rows..num_rows.min((group + 1) * group_rows))
+        Self { num_rows, width: x.width, groups, elements, units }
     }
 
     /// Where a unit stands of all rows of the group that begins with row `first`: its parts, and the facts.
@@ -212,9 +202,45 @@ impl<A: Activation> RoundedRows<A> {
     }
 }
 
+/// Rows in groups of at most as many as a tile has. The last two share what is left: 13 rows are 6, 4 and 3, not 6, 6 and 1.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowGroups {
+    num_rows: usize,
+    count: usize,
+    /// Of all but the last two.
+    pub(super) most_rows: usize,
+}
+
+impl RowGroups {
+    fn new(num_rows: usize, most_rows: usize) -> Self {
+        Self { num_rows, count: num_rows.div_ceil(most_rows).max(1), most_rows: most_rows.min(num_rows.max(1)) }
+    }
+
+    /// The groups of some rows, which are whole groups.
+    pub(super) fn of(self, rows: &Range<usize>) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
+        let end = if rows.end == self.num_rows { self.count } else { rows.end / self.most_rows };
+        (rows.start / self.most_rows..end).map(move |group| self.rows(group))
+    }
+
+    fn rows(self, group: usize) -> Range<usize> {
+        self.start(group)..self.start(group + 1)
+    }
+
+    fn start(self, group: usize) -> usize {
+        match self.count - group {
+            0 => self.num_rows,
+            1 if group > 0 => {
+                let before = (group - 1) * self.most_rows;
+                before + (self.num_rows - before).div_ceil(2)
+            }
+            _ => group * self.most_rows,
+        }
+    }
+}
+
 struct Round<'a, A: Activation> {
     x: &'a Rows<'a>,
-    group_rows: usize,
+    groups: RowGroups,
     units_per_task: usize,
     tasks_per_group: usize,
     output: (Output<A::Elements>, Output<UnitFacts>),
@@ -225,7 +251,7 @@ impl<A: Activation> Kernel for Round<'_, A> {
     unsafe fn run<I: Instructions>(&self, task: usize) {
         let (group, first_unit) = (task / self.tasks_per_group, task % self.tasks_per_group * self.units_per_task);
         let num_units = self.x.width / UNIT;
-        let rows = group * self.group_rows..self.x.num_rows.min((group + 1) * self.group_rows);
+        let rows = self.groups.rows(group);
         let units = first_unit..num_units.min(first_unit + self.units_per_task);
         let first = rows.start * num_units + units.start * rows.len();
         let len = units.len() * rows.len();
@@ -273,4 +299,24 @@ fn round_unit<A: Activation>(x: &[f32; UNIT]) -> (A::Elements, UnitFacts) {
         q6_k: [begin(StoredDtype::Q6K, sums[0]), begin(StoredDtype::Q6K, sums[1])],
     };
     (A::elements(&elements), UnitFacts { scale, less: -(scale * sum as f32), begins })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_have_all_rows_and_none_has_few_of_many() {
+        for num_rows in 1..200 {
+            let groups = RowGroups::new(num_rows, 6);
+            let all: Vec<_> = groups.of(&(0..num_rows)).collect();
+            assert!(all.is_sorted_by(|before, after| before.end == after.start), "{all:?}");
+            assert_eq!((all[0].start, all[all.len() - 1].end, all.len()), (0, num_rows, num_rows.div_ceil(6)));
+            assert!(all.iter().all(|rows| rows.len() <= 6 && (rows.len() > 2 || num_rows < 6)), "{all:?}");
+            if num_rows > 18 {
+                let parts = [groups.of(&(0..6)).collect::<Vec<_>>(), groups.of(&(6..num_rows)).collect()];
+                assert_eq!(parts.concat(), all);
+            }
+        }
+    }
 }

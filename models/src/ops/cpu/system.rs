@@ -58,11 +58,27 @@ mod linux {
     }
 
     pub(crate) fn allowed_processors() -> io::Result<ProcessorSet> {
+        let mask = mask_of_this_thread()?;
+        let is_set = |number: &usize| mask[number / WORD_BITS] >> (number % WORD_BITS) & 1 == 1;
+        ProcessorSet::of((0..ProcessorSet::MOST).filter(is_set)).ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    fn mask_of_this_thread() -> io::Result<Mask> {
         let mut mask = Mask::default();
         // SAFETY: writes no more than the mask's bytes.
         done(unsafe { libc::syscall(libc::SYS_sched_getaffinity, THIS_THREAD, size_of::<Mask>(), mask.as_mut_ptr()) })?;
-        let is_set = |number: &usize| mask[number / WORD_BITS] >> (number % WORD_BITS) & 1 == 1;
-        ProcessorSet::of((0..ProcessorSet::MOST).filter(is_set)).ok_or_else(|| io::ErrorKind::Unsupported.into())
+        Ok(mask)
+    }
+
+    fn bind_to_mask(mask: &Mask) -> io::Result<()> {
+        // SAFETY: reads the mask.
+        done(unsafe { libc::syscall(libc::SYS_sched_setaffinity, THIS_THREAD, size_of::<Mask>(), mask.as_ptr()) })
+    }
+
+    fn mask_of(processors: impl Iterator<Item = usize>) -> Mask {
+        let mut mask = Mask::default();
+        processors.for_each(|number| mask[number / WORD_BITS] |= 1 << (number % WORD_BITS));
+        mask
     }
 
     pub(crate) fn cores_of(processors: &ProcessorSet) -> io::Result<usize> {
@@ -77,10 +93,7 @@ mod linux {
     }
 
     pub(crate) fn bind_this_thread(processors: &ProcessorSet) -> io::Result<()> {
-        let mut mask = Mask::default();
-        processors.iter().for_each(|number| mask[number / WORD_BITS] |= 1 << (number % WORD_BITS));
-        // SAFETY: reads the mask.
-        done(unsafe { libc::syscall(libc::SYS_sched_setaffinity, THIS_THREAD, size_of::<Mask>(), mask.as_ptr()) })
+        bind_to_mask(&mask_of(processors.iter()))
     }
 
     /// Of the thread that asks, which may be on another one by now.
@@ -89,25 +102,20 @@ mod linux {
         usize::try_from(unsafe { libc::sched_getcpu() }).ok()
     }
 
-    /// Brings this thread to one of its processors that is not taken, and lets it go on from there wherever it could before.
-    /// Which one that was; `None` where all are taken.
-    pub(crate) fn leave_processors(is_taken: impl Fn(usize) -> bool) -> io::Result<Option<usize>> {
-        let (mut before, mut free) = (Mask::default(), Mask::default());
-        let (size, this) = (size_of::<Mask>(), THIS_THREAD);
-        // SAFETY: writes no more than the mask's bytes.
-        done(unsafe { libc::syscall(libc::SYS_sched_getaffinity, this, size, before.as_mut_ptr()) })?;
-        let is_set = |number: &usize| before[number / WORD_BITS] >> (number % WORD_BITS) & 1 == 1;
-        for number in (0..ProcessorSet::MOST).filter(is_set).filter(|number| !is_taken(*number)) {
-            free[number / WORD_BITS] |= 1 << (number % WORD_BITS);
-        }
-        if free == Mask::default() {
+    /// Brings this thread, which may be on all of `processors`, to one that is not taken, and lets it go on from there wherever it
+    /// could before. Which one that is; `None` where all are taken, or somebody else has said meanwhile where it may be.
+    pub(crate) fn leave_processors(
+        processors: &ProcessorSet,
+        is_taken: impl Fn(usize) -> bool,
+    ) -> io::Result<Option<usize>> {
+        let all = mask_of(processors.iter());
+        let free = mask_of(processors.iter().filter(|number| !is_taken(*number)));
+        if free == Mask::default() || mask_of_this_thread()? != all {
             return Ok(None);
         }
-        // SAFETY: reads the mask.
-        done(unsafe { libc::syscall(libc::SYS_sched_setaffinity, this, size, free.as_ptr()) })?;
+        bind_to_mask(&free)?;
         let there = current_processor();
-        // SAFETY: as above.
-        done(unsafe { libc::syscall(libc::SYS_sched_setaffinity, this, size, before.as_ptr()) })?;
+        bind_to_mask(&all)?;
         Ok(there)
     }
 
@@ -184,7 +192,7 @@ mod elsewhere {
         None
     }
 
-    pub(crate) fn leave_processors(_: impl Fn(usize) -> bool) -> io::Result<Option<usize>> {
+    pub(crate) fn leave_processors(_: &ProcessorSet, _: impl Fn(usize) -> bool) -> io::Result<Option<usize>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
