@@ -16,8 +16,8 @@
 //!
 //! The order is that of [`SequenceId`]: the better class, then age. Each sequence that catches up gets at most half of
 //! what is left while others want some too, so a long prompt does not hold up a short one, unless what is left beside
-//! streams is all that it needs; what nobody else could use goes to the first. Batch catches up with what better classes leave, and whoever got nothing for `class_patience` is
-//! raised above its class.
+//! streams is all that it needs; what nobody else could use goes to the first. Batch catches up with what better classes
+//! leave, and whoever got nothing for `class_patience` is raised above its class.
 //!
 //! Room for every known token is taken when a sequence is admitted (behind a window, for as much as a step may run), so
 //! it is generated tokens that run out of blocks. Then the last sequence gives its blocks back and waits at the head of
