@@ -35,6 +35,7 @@ mod upstreams;
 mod worker_process;
 mod workers;
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,7 +93,7 @@ pub(crate) use worker_process::{Lifeline, Until, WorkerAssignment, run_worker};
 pub(crate) use workers::{WorkerCommand, last_day};
 
 /// HTTP and text need little beside the threads that compute.
-const ASYNC_THREADS: usize = 2;
+const MOST_ASYNC_THREADS: usize = 2;
 /// What connections get, after the drain timeout, to send how their requests ended.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -145,10 +146,16 @@ pub(crate) fn run(config: &Config, workers: WorkerCommand, again: ReadAgain) -> 
 
 pub(crate) fn runtime() -> Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(ASYNC_THREADS)
+        .worker_threads(async_threads(std::thread::available_parallelism().map_or(1, NonZero::get)))
         .enable_all()
         .build()
         .context("cannot start the async threads")
+}
+
+/// Every token wakes a thread, and where there are two, that one wakes the other in case there is more to do. On a machine of two
+/// processors both take the time from those that compute.
+fn async_threads(processors: usize) -> usize {
+    (processors / 2).clamp(1, MOST_ASYNC_THREADS)
 }
 
 /// Keys, models, engines, listener, in this order.
@@ -385,4 +392,14 @@ fn open_batches(config: &Config) -> Result<BatchStore> {
 fn open_shadow_store(config: &Config) -> Result<Option<PairStore>> {
     let open = |folder: &PathBuf| PairStore::open(folder, config.shadow.max_stored.0, env!("CARGO_PKG_VERSION"));
     config.shadow.folder.as_ref().map(open).transpose().context("shadow.folder")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_an_async_thread_on_every_machine_and_one_alone_where_processors_are_few() {
+        assert_eq!([1, 2, 3, 4, 64].map(async_threads), [1, 1, 1, 2, 2]);
+    }
 }
