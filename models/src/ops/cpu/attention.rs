@@ -51,7 +51,8 @@ pub(crate) fn paged_attention(
     let num_heads = q.num_heads;
     let mut out = NewRows::new(compute, form, (q.num_tokens, num_heads * q.head_dim));
     let q = Rows::of(q.rows)?;
-    let step = Step { compute, q: &q, num_heads, layer, plan, params, out: out.output(), heads_at_once: 1 };
+    let group = num_heads / layer.num_kv_heads();
+    let step = Step { compute, q: &q, group, layer, plan, params, out: out.output(), heads_at_once: 1 };
     let (k_storage, k_layout) = layer.k.storage_and_layout();
     let (v_storage, v_layout) = layer.v.storage_and_layout();
     let (k_start, v_start) = (k_layout.start_offset(), v_layout.start_offset());
@@ -87,7 +88,8 @@ struct Attention<'a, E> {
 struct Step<'a> {
     compute: &'a Compute,
     q: &'a Rows<'a>,
-    num_heads: usize,
+    /// Query heads of a K/V head.
+    group: usize,
     layer: &'a KvLayer,
     plan: &'a AttentionPlan<'a>,
     params: &'a AttentionParams,
@@ -162,7 +164,7 @@ impl<E: Cached> Attention<'_, E> {
 impl<E: Cached> Attention<'_, E> {
     /// The query heads of a task, as columns of a token's.
     fn columns(&self, work: &Work) -> Range<usize> {
-        let width = self.group() * self.layer.head_dim();
+        let width = self.group * self.layer.head_dim();
         work.kv_heads.start * width..work.kv_heads.end * width
     }
 
@@ -183,10 +185,6 @@ impl<E: Cached> Attention<'_, E> {
         }
     }
 
-    fn group(&self) -> usize {
-        self.num_heads / self.layer.num_kv_heads()
-    }
-
     fn num_tasks(&self) -> usize {
         self.plan.chunks().len() * self.layer.num_kv_heads()
     }
@@ -203,12 +201,12 @@ impl<E: Cached> Attention<'_, E> {
 
     /// Numbers in which the sums of as many tokens' query heads lie, in whole cache lines.
     fn sums_len(&self, num_tokens: usize) -> usize {
-        (num_tokens * self.group() * (self.layer.padded_head_dim() + 2)).next_multiple_of(KV_TILE)
+        (num_tokens * self.group * (self.layer.padded_head_dim() + 2)).next_multiple_of(KV_TILE)
     }
 
     /// Numbers in which queries and weights of as many tokens lie while they are attended, in whole cache lines.
     fn state_len(&self, num_tokens: usize) -> usize {
-        let rows = num_tokens * self.group();
+        let rows = num_tokens * self.group;
         (rows * self.layer.head_dim()).next_multiple_of(KV_TILE) + rows * VISIT
     }
 
@@ -224,7 +222,7 @@ impl<E: Cached> Attention<'_, E> {
 
     /// The query rows of a K/V head, and elements of each sum.
     fn rows_of(&self, chunk: RowChunk) -> (usize, usize) {
-        (chunk.num_rows * self.group(), self.layer.padded_head_dim())
+        (chunk.num_rows * self.group, self.layer.padded_head_dim())
     }
 
     fn first_position(&self, chunk: RowChunk) -> usize {
@@ -258,18 +256,13 @@ impl<E: Cached> Attention<'_, E> {
             let first = tile / TILES_OF_VISIT * TILES_OF_VISIT;
             let next = first + TILES_OF_VISIT;
             let keys = first * KV_TILE..next.min(span.end) * KV_TILE;
-            for kv_head in kv_heads.clone() {
-                let (next_first, next_head) =
-                    if kv_head + 1 < kv_heads.end { (first, kv_head + 1) } else { (next, kv_heads.start) };
-                let kv = |tile: usize, kv_head| self.kv_tile(table, kv_head, tile.min(last_tile) * KV_TILE);
-                let visit = Visit {
-                    kv: std::array::from_fn(|index| [kv(first + index, kv_head), kv(next_first + index, next_head)]),
-                    view: KeysView::new(keys.clone(), chunk_at, num_keys, self.params),
-                    kv_head,
-                };
-                // SAFETY: the states and the tiles have the sizes that the layer says; the caller vouches for the rest.
-                unsafe { self.attend::<I>(&mut states.head(kv_head - kv_heads.start), &visit) };
-            }
+            let visit = Visit {
+                tiles: std::array::from_fn(|index| self.tile_at(table, (first + index).min(last_tile) * KV_TILE)),
+                view: KeysView::new(keys, chunk_at, num_keys, self.params),
+                kv_heads: kv_heads.clone(),
+            };
+            // SAFETY: the states and the tiles have the sizes that the layer says; the caller vouches for the rest.
+            unsafe { self.attend::<I>(states, &visit) };
             tile = next;
         }
     }
@@ -280,7 +273,7 @@ impl<E: Cached> Attention<'_, E> {
     /// The CPU must have `V`'s instructions.
     #[inline(always)]
     unsafe fn start<'s, V: Vector>(&self, work: &Work, numbers: &'s mut [f32], sums: HeadSums<'s>) -> HeadStates<'s> {
-        let (width, chunk) = (self.group() * self.layer.head_dim(), work.chunk);
+        let (width, chunk) = (self.group * self.layer.head_dim(), work.chunk);
         let len = self.state_len(chunk.num_rows);
         let weights_start = (chunk.num_rows * width).next_multiple_of(KV_TILE);
         for (kv_head, state) in work.kv_heads.clone().zip(numbers.chunks_exact_mut(len)) {
@@ -299,14 +292,14 @@ impl<E: Cached> Attention<'_, E> {
             }
             weights.fill(0.0);
         }
-        HeadStates { numbers, len, weights_start, sums }
+        HeadStates { numbers, first_kv_head: work.kv_heads.start, len, weights_start, sums }
     }
 
     /// # Safety
     /// Nobody else may hold the outputs of this head's queries; the CPU must have `V`'s instructions.
     #[inline(always)]
     unsafe fn finish<V: Vector>(&self, (chunk, kv_head): (RowChunk, usize), sums: &RowSums<'_>) {
-        let (group, head_dim, padded) = (self.group(), self.layer.head_dim(), self.layer.padded_head_dim());
+        let (group, head_dim, padded) = (self.group, self.layer.head_dim(), self.layer.padded_head_dim());
         let mut numbers = [0.0; STRETCH];
         for row in 0..chunk.num_rows * group {
             let query_head = kv_head * group + row % group;

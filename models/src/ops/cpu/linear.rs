@@ -24,7 +24,7 @@ use super::panels::{PANEL, PanelData, Panels};
 use super::product::{Part, Product, Sink, Tasks};
 use super::rounded_rows::RoundedRows;
 use super::target::Target;
-use super::tile::{self, Factors, Weight, with_rows};
+use super::tile::{self, CacheLevel, Factors, SideBySide, Weight, with_rows};
 use super::view::Rows;
 use crate::ops::{Compute, Float, Gate, Matrix, MatrixView};
 use crate::{ActivationDtype, ModelError};
@@ -279,13 +279,14 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
             let factors = Factors {
                 x: x.values.as_ptr().add(row * x.stride + k_start),
                 x_stride: x.stride,
-                w,
+                w: SideBySide { first: w, stride: depth * PANEL },
                 w_stride: PANEL,
-                w_panel_stride: (depth * PANEL) as isize,
                 depth: k_len,
-                ahead,
-                ahead_stride,
-                ahead_panel_stride: (depth * PANEL) as isize,
+                ahead: tile::Ahead {
+                    panels: SideBySide { first: ahead, stride: depth * PANEL },
+                    stride: ahead_stride,
+                    to: CacheLevel::Second,
+                },
             };
             let (y, y_stride) = (target.at(row, first_column), target.stride());
             if PANELS > 1 || num_columns == PANEL {
@@ -297,7 +298,7 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
                 };
                 let next = panels.as_ptr().wrapping_add((next_panel * depth + k_start) * PANEL);
                 for factors in factors.split(whole, next) {
-                    sums = tile::multiply::<I, W, ROWS, PANELS>(factors, sums);
+                    sums = tile::multiply::<I, W, _, ROWS, PANELS>(factors, sums);
                 }
                 tile::store(sums, y, y_stride);
             } else {
@@ -307,7 +308,7 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
                     edge[..num_columns].copy_from_slice(target.columns(row + index, first_column, num_columns));
                 }
                 let sums = tile::load::<I::Panel, ROWS, 1>(edge.as_ptr().cast(), PANEL);
-                let sums = tile::multiply::<I, W, ROWS, 1>(factors, sums);
+                let sums = tile::multiply::<I, W, _, ROWS, 1>(factors, sums);
                 tile::store(sums, edge.as_mut_ptr().cast(), PANEL);
                 for (index, edge) in edge.iter().enumerate() {
                     target.columns(row + index, first_column, num_columns).copy_from_slice(&edge[..num_columns]);

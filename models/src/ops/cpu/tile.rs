@@ -108,30 +108,68 @@ impl Weight for Bf16Pair {
     }
 }
 
-/// Where the factors of a product stand. `x[row * x_stride + k]` meets
-/// `w[panel * w_panel_stride + k * w_stride + column]` for `k` in `0..depth`; what
-/// else a step takes of a column stands before the next step's.
+/// Where the factors of a product stand. `x[row * x_stride + k]` meets `w.panel(panel)[k * w_stride + column]` for `k` in
+/// `0..depth`; what else a step takes of a column stands before the next step's.
 #[derive(Clone, Copy)]
-pub(super) struct Factors<W: Weight> {
+pub(super) struct Factors<W: Weight, P = SideBySide<W>> {
     pub(super) x: *const W::Factor,
     pub(super) x_stride: usize,
-    pub(super) w: *const W,
+    pub(super) w: P,
     pub(super) w_stride: usize,
-    /// Negative where the second panel stands before the first.
-    pub(super) w_panel_stride: isize,
     pub(super) depth: usize,
-    /// What will be read later: step `k` asks for what is at `ahead[k * ahead_stride + panel * ahead_panel_stride]`. It need
-    /// not be valid.
-    pub(super) ahead: *const W,
-    pub(super) ahead_stride: usize,
-    pub(super) ahead_panel_stride: isize,
+    pub(super) ahead: Ahead<P>,
+}
+
+/// Where panels stand.
+pub(super) trait Panels<W>: Copy {
+    fn panel(&self, panel: usize) -> *const W;
+}
+
+/// Each so many elements behind the one before.
+#[derive(Clone, Copy)]
+pub(super) struct SideBySide<W> {
+    pub(super) first: *const W,
+    pub(super) stride: usize,
+}
+
+impl<W: Copy> Panels<W> for SideBySide<W> {
+    #[inline(always)]
+    fn panel(&self, panel: usize) -> *const W {
+        self.first.wrapping_add(panel * self.stride)
+    }
+}
+
+/// Each anywhere.
+impl<W, const PANELS: usize> Panels<W> for [*const W; PANELS] {
+    #[inline(always)]
+    fn panel(&self, panel: usize) -> *const W {
+        self[panel]
+    }
+}
+
+/// What will be read later: step `k` asks for what is at `panels.panel(panel)[k * stride]`. It need not be valid.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead<P> {
+    pub(super) panels: P,
+    pub(super) stride: usize,
+    pub(super) to: CacheLevel,
+}
+
+/// Where what is asked for shall be when it is read.
+#[derive(Clone, Copy)]
+pub(super) enum CacheLevel {
+    /// A little ahead of its use: the time from the second-level cache to the registers is spared as well.
+    First,
+    Second,
 }
 
 impl<W: Weight> Factors<W> {
     /// Those of the first `steps` steps, and the others, which ask for what is at `ahead`.
     #[inline(always)]
     pub(super) fn split(self, steps: usize, ahead: *const W) -> [Self; 2] {
-        let (x, w) = (self.x.wrapping_add(steps), self.w.wrapping_add(steps * self.w_stride));
+        let x = self.x.wrapping_add(steps);
+        let w = SideBySide { first: self.w.first.wrapping_add(steps * self.w_stride), ..self.w };
+        let ahead = Ahead { panels: SideBySide { first: ahead, ..self.ahead.panels }, ..self.ahead };
         [Self { depth: steps, ..self }, Self { x, w, depth: self.depth - steps, ahead, ..self }]
     }
 }
@@ -141,8 +179,8 @@ impl<W: Weight> Factors<W> {
 /// # Safety
 /// The CPU must have the instructions; `factors` must be valid for `ROWS` rows and `PANELS` panels.
 #[inline(always)]
-pub(super) unsafe fn multiply<I: Instructions, W: Weight, const ROWS: usize, const PANELS: usize>(
-    factors: Factors<W>,
+pub(super) unsafe fn multiply<I: Instructions, W: Weight, P: Panels<W>, const ROWS: usize, const PANELS: usize>(
+    factors: Factors<W, P>,
     mut sums: Sums<I::Panel, ROWS, PANELS>,
 ) -> Sums<I::Panel, ROWS, PANELS> {
     let together = const { if ROWS > MEMORY_BOUND_ROWS { I::TILE_STEPS } else { 1 } };
@@ -150,12 +188,12 @@ pub(super) unsafe fn multiply<I: Instructions, W: Weight, const ROWS: usize, con
     for first in (0..whole).step_by(together) {
         for k in first..first + together {
             // SAFETY: `k < depth`; the caller vouches for the rest.
-            sums = unsafe { step::<I, W, ROWS, PANELS>(&factors, k, sums) };
+            sums = unsafe { step::<I, W, P, ROWS, PANELS>(&factors, k, sums) };
         }
     }
     for k in whole..factors.depth {
         // SAFETY: as above.
-        sums = unsafe { step::<I, W, ROWS, PANELS>(&factors, k, sums) };
+        sums = unsafe { step::<I, W, P, ROWS, PANELS>(&factors, k, sums) };
     }
     sums
 }
@@ -167,19 +205,18 @@ const MEMORY_BOUND_ROWS: usize = 2;
 /// As [`multiply`]; `k` is below the depth.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "rows and panels index the factors and the sums alike")]
-unsafe fn step<I: Instructions, W: Weight, const ROWS: usize, const PANELS: usize>(
-    factors: &Factors<W>,
+unsafe fn step<I: Instructions, W: Weight, P: Panels<W>, const ROWS: usize, const PANELS: usize>(
+    factors: &Factors<W, P>,
     k: usize,
     mut sums: Sums<I::Panel, ROWS, PANELS>,
 ) -> Sums<I::Panel, ROWS, PANELS> {
-    let Factors { x, x_stride, w_stride, w_panel_stride, ahead_panel_stride, .. } = *factors;
-    let (w, ahead) = (factors.w.wrapping_add(k * w_stride), factors.ahead.wrapping_add(k * factors.ahead_stride));
+    let Factors { x, x_stride, w, w_stride, ahead, .. } = *factors;
     // SAFETY: registers of numbers, for which zeros are numbers. `row < ROWS` and `panel < PANELS`; the caller vouches for `k`.
     unsafe {
         let mut columns = [std::mem::zeroed::<W::Columns<I>>(); PANELS];
         for panel in 0..PANELS {
-            prefetch::<I, W>(ahead.wrapping_offset(panel as isize * ahead_panel_stride));
-            columns[panel] = W::load::<I>(w.offset(panel as isize * w_panel_stride), w_stride);
+            ahead.to.ask::<I, W>(ahead.panels.panel(panel).wrapping_add(k * ahead.stride));
+            columns[panel] = W::load::<I>(w.panel(panel).wrapping_add(k * w_stride), w_stride);
             if !const { many_rows(ROWS, PANELS) } {
                 for row in 0..ROWS {
                     let factor = W::splat::<I>(x.add(row * x_stride + k));
@@ -199,14 +236,13 @@ unsafe fn step<I: Instructions, W: Weight, const ROWS: usize, const PANELS: usiz
     sums
 }
 
-/// Bytes are widened, which takes longer than to read them: the first-level cache holds what is at work and what comes next of
-/// them, and has the time to wait for it.
-#[inline(always)]
-fn prefetch<I: Instructions, W>(ahead: *const W) {
-    if const { size_of::<W>() == 1 } {
-        I::Panel::prefetch(ahead);
-    } else {
-        I::Panel::prefetch_to_second_level(ahead);
+impl CacheLevel {
+    #[inline(always)]
+    fn ask<I: Instructions, W>(self, line: *const W) {
+        match self {
+            Self::First => I::Panel::prefetch(line),
+            Self::Second => I::Panel::prefetch_to_second_level(line),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use super::row_sums::RowSums;
 
 /// The state of one K/V head's query rows; row `token * group + g` is query head `g` of the group.
 pub(super) struct ChunkState<'a> {
+    pub(super) kv_head: usize,
     /// `[rows, head_dim]`, as [`super::paired::Cached::put_factors`] leaves them.
     pub(super) q: &'a [f32],
     /// `[rows, VISIT]`: the scores of the tiles that are visited together, then their weights, as
@@ -19,6 +20,7 @@ pub(super) struct ChunkState<'a> {
 /// Those of all heads of a task.
 pub(super) struct HeadStates<'a> {
     pub(super) numbers: &'a mut [f32],
+    pub(super) first_kv_head: usize,
     /// Numbers of each head, but for its sums.
     pub(super) len: usize,
     /// Where its weights begin.
@@ -60,11 +62,12 @@ impl<'a> HeadSums<'a> {
 
 impl HeadStates<'_> {
     /// # Safety
-    /// Nobody else may hold the sums of this head.
+    /// The task has this head, and nobody else may hold its sums.
     #[inline(always)]
-    pub(super) unsafe fn head(&mut self, head: usize) -> ChunkState<'_> {
+    pub(super) unsafe fn head(&mut self, kv_head: usize) -> ChunkState<'_> {
+        let head = kv_head - self.first_kv_head;
         let (q, weights) = self.numbers[head * self.len..][..self.len].split_at_mut(self.weights_start);
         // SAFETY: passed on.
-        ChunkState { q, weights, sums: unsafe { self.sums.head(head) } }
+        ChunkState { kv_head, q, weights, sums: unsafe { self.sums.head(head) } }
     }
 }

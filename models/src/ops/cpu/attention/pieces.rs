@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::super::instructions::{Instructions, Piece};
 use super::super::lanes::Lanes;
-use super::super::tile::{self, Factors};
+use super::super::tile::{self, Ahead, CacheLevel, Factors, SideBySide};
 use super::super::vector::{Arithmetic, Sixteen, Vector};
 use super::paired::Cached;
 use super::visit::VISIT;
@@ -23,29 +23,47 @@ pub(super) fn multiply_by(numbers: &mut [f32; KV_TILE], scales: Option<[f32; KV_
 
 /// Sets `ROWS` rows of scores, those of `TILES` tiles side by side.
 pub(super) struct Scores<E: Cached, const ROWS: usize, const TILES: usize> {
-    pub(super) factors: Factors<E>,
+    /// `[ROWS, head_dim]`
+    pub(super) queries: *const E::Factor,
+    pub(super) head_dim: usize,
+    pub(super) keys: [*const E; TILES],
+    /// What is asked for meanwhile.
+    pub(super) ahead: [*const E; TILES],
+    /// `[ROWS, VISIT]`
     pub(super) to: *mut f32,
 }
 
 impl<E: Cached, const ROWS: usize, const TILES: usize> Piece for Scores<E, ROWS, TILES> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(self) {
+        let stride = E::ROWS_OF_STEP * KV_TILE;
+        let factors = Factors {
+            x: self.queries,
+            x_stride: self.head_dim,
+            w: self.keys,
+            w_stride: stride,
+            depth: self.head_dim / E::ROWS_OF_STEP,
+            ahead: Ahead { panels: self.ahead, stride, to: CacheLevel::First },
+        };
         // SAFETY: passed on.
         unsafe {
             let zero = [[I::Panel::splat(0.0); TILES]; ROWS];
-            tile::store(tile::multiply::<I, E, ROWS, TILES>(self.factors, zero), self.to, VISIT);
+            tile::store(tile::multiply::<I, E, _, ROWS, TILES>(factors, zero), self.to, VISIT);
         }
     }
 }
 
-/// Adds to `ROWS` rows of outputs, `stride` elements apart, `PANELS` times 16 columns of each.
+/// Adds to `ROWS` rows of outputs `PANELS` times 16 columns of values.
 pub(super) struct Values<'a, E: Cached, const ROWS: usize, const PANELS: usize> {
-    /// Of the first of `tiles`, whose weights stand one after the other.
-    pub(super) factors: Factors<E>,
+    /// `[ROWS, VISIT]`: of the first of `tiles`, those of the others behind them.
+    pub(super) weights: *const E::Factor,
     /// Where the values of each begin, and those that are asked for meanwhile.
     pub(super) tiles: &'a [[*const E; 2]],
+    /// Of each tile.
+    pub(super) num_steps: usize,
+    /// Elements of a row of values, and of outputs.
+    pub(super) width: usize,
     pub(super) to: *mut f32,
-    pub(super) stride: usize,
 }
 
 impl<E: Cached, const ROWS: usize, const PANELS: usize> Piece for Values<'_, E, ROWS, PANELS> {
@@ -53,13 +71,23 @@ impl<E: Cached, const ROWS: usize, const PANELS: usize> Piece for Values<'_, E, 
     unsafe fn run<I: Instructions>(self) {
         // SAFETY: passed on.
         unsafe {
-            let mut sums = tile::load::<I::Panel, ROWS, PANELS>(self.to, self.stride);
-            let mut x = self.factors.x;
-            for &[w, ahead] in self.tiles {
-                sums = tile::multiply::<I, E, ROWS, PANELS>(Factors { x, w, ahead, ..self.factors }, sums);
-                x = x.add(self.factors.depth);
+            let mut sums = tile::load::<I::Panel, ROWS, PANELS>(self.to, self.width);
+            for (index, &[w, ahead]) in self.tiles.iter().enumerate() {
+                let factors = Factors {
+                    x: self.weights.add(index * self.num_steps),
+                    x_stride: VISIT,
+                    w: SideBySide { first: w, stride: KV_TILE },
+                    w_stride: E::ROWS_OF_STEP * self.width,
+                    depth: self.num_steps,
+                    ahead: Ahead {
+                        panels: SideBySide { first: ahead, stride: E::ROWS_OF_STEP * KV_TILE },
+                        stride: PANELS * E::ROWS_OF_STEP * KV_TILE,
+                        to: CacheLevel::First,
+                    },
+                };
+                sums = tile::multiply::<I, E, _, ROWS, PANELS>(factors, sums);
             }
-            tile::store(sums, self.to, self.stride);
+            tile::store(sums, self.to, self.width);
         }
     }
 }

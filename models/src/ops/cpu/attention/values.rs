@@ -6,12 +6,12 @@ use std::ops::Range;
 
 use super::super::instructions::Instructions;
 use super::super::lanes::Lanes;
-use super::super::tile::{Factors, with_rows};
+use super::super::tile::with_rows;
 use super::Attention;
 use super::heads::ChunkState;
 use super::paired::Cached;
 use super::pieces::Values;
-use super::visit::{TILES_OF_VISIT, VISIT, Visit, max_pair_rows};
+use super::visit::{TILES_OF_VISIT, VISIT, Visit, panels_together};
 use crate::kv_cache::KV_TILE;
 
 /// Values that are added to rows, whole steps of them.
@@ -31,7 +31,7 @@ impl<E: Cached> Attention<'_, E> {
     pub(super) unsafe fn add_tiles<I: Instructions>(
         &self,
         state: &mut ChunkState<'_>,
-        visit: &Visit<'_, E>,
+        visit: &Visit<'_>,
         tokens: Range<usize>,
         tiles: Range<usize>,
     ) {
@@ -49,7 +49,7 @@ impl<E: Cached> Attention<'_, E> {
     pub(super) unsafe fn add_values<I: Instructions>(
         &self,
         state: &mut ChunkState<'_>,
-        visit: &Visit<'_, E>,
+        visit: &Visit<'_>,
         token: usize,
         (tile, keys): (usize, Range<usize>),
     ) {
@@ -78,12 +78,12 @@ impl<E: Cached> Attention<'_, E> {
     unsafe fn add_value<L: Lanes>(
         &self,
         state: &mut ChunkState<'_>,
-        visit: &Visit<'_, E>,
+        visit: &Visit<'_>,
         rows: Range<usize>,
         (tile, key): (usize, usize),
     ) {
         let padded = self.layer.padded_head_dim();
-        let values = &visit.kv[tile][0].v[key * padded..(key + 1) * padded];
+        let values = &self.kv_tile(visit.tiles[tile], state.kv_head).v[key * padded..(key + 1) * padded];
         for row in rows {
             let factor = state.weights[row * VISIT + (tile * KV_TILE + key) / E::ROWS_OF_STEP];
             let out = &mut state.sums.out[row * padded..(row + 1) * padded];
@@ -103,7 +103,7 @@ impl<E: Cached> Attention<'_, E> {
     unsafe fn add_rows<I: Instructions>(
         &self,
         state: &mut ChunkState<'_>,
-        visit: &Visit<'_, E>,
+        visit: &Visit<'_>,
         rows: Range<usize>,
         Added { tiles, keys }: Added,
     ) {
@@ -113,36 +113,29 @@ impl<E: Cached> Attention<'_, E> {
             let num_rows = I::TILE_ROWS.min(rows.end - first);
             let mut column = 0;
             while column < padded {
-                let wide = column + 2 * KV_TILE <= padded && num_rows <= max_pair_rows::<I>();
-                let width = if wide { 2 * KV_TILE } else { KV_TILE };
+                let panels = panels_together::<I>(num_rows, (padded - column) / KV_TILE);
                 let mut starts = [[std::ptr::null(); 2]; TILES_OF_VISIT];
-                for (start, [tile, next]) in starts.iter_mut().zip(&visit.kv[tiles.clone()]) {
+                for (start, tile) in starts.iter_mut().zip(tiles.clone()) {
+                    let next = self.kv_tile_ahead(visit, (tile, state.kv_head), tiles.len());
                     // The next tile in the order of its addresses, which is not that of its use: 5 to 15 % faster.
                     let ahead = next.v.as_ptr().wrapping_add(column * KV_TILE);
+                    let tile = self.kv_tile(visit.tiles[tile], state.kv_head);
                     *start = [tile.v[keys.start * padded + column..].as_ptr(), ahead];
                 }
-                let factors = Factors {
-                    x: state.weights[first * VISIT + first_step..].as_ptr().cast(),
-                    x_stride: VISIT,
-                    w: starts[0][0],
-                    w_stride: E::ROWS_OF_STEP * padded,
-                    w_panel_stride: KV_TILE as isize,
-                    depth: keys.len() / E::ROWS_OF_STEP,
-                    ahead: starts[0][1],
-                    ahead_stride: E::ROWS_OF_STEP * width,
-                    ahead_panel_stride: (E::ROWS_OF_STEP * KV_TILE) as isize,
-                };
-                let (tiles, stride) = (&starts[..tiles.len()], padded);
+                let tiles = &starts[..tiles.len()];
+                let weights = state.weights[first * VISIT + first_step..].as_ptr().cast();
                 let to = state.sums.out[first * padded + column..].as_mut_ptr();
+                let (num_steps, width) = (keys.len() / E::ROWS_OF_STEP, padded);
                 // SAFETY: `num_rows` rows of weights and outputs; columns below `padded`; as many rows of values as keys.
                 unsafe {
-                    if wide {
-                        with_rows!(num_rows, max_pair_rows::<I>(), ROWS => I::apart(Values::<E, ROWS, 2> { factors, tiles, to, stride }));
-                    } else {
-                        with_rows!(num_rows, I::TILE_ROWS, ROWS => I::apart(Values::<E, ROWS, 1> { factors, tiles, to, stride }));
-                    }
+                    with_rows!(num_rows, I::TILE_ROWS, ROWS => match panels {
+                        8 if const { 8 * ROWS <= I::TILE_SUMS } => I::apart(Values::<E, ROWS, 8> { weights, tiles, num_steps, width, to }),
+                        4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(Values::<E, ROWS, 4> { weights, tiles, num_steps, width, to }),
+                        2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(Values::<E, ROWS, 2> { weights, tiles, num_steps, width, to }),
+                        _ => I::apart(Values::<E, ROWS, 1> { weights, tiles, num_steps, width, to }),
+                    });
                 }
-                column += width;
+                column += panels * KV_TILE;
             }
         }
     }

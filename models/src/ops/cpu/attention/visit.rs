@@ -5,10 +5,10 @@
 use std::ops::Range;
 
 use super::super::instructions::Instructions;
-use super::super::tile::{Factors, with_rows};
+use super::super::tile::with_rows;
 use super::super::vector::Sixteen;
 use super::Attention;
-use super::heads::ChunkState;
+use super::heads::{ChunkState, HeadStates};
 use super::keys_view::KeysView;
 use super::paired::Cached;
 use super::pieces::{Scores, multiply_by, weigh};
@@ -22,6 +22,9 @@ pub(super) const TILES_OF_VISIT: usize = 4;
 /// Their keys.
 pub(super) const VISIT: usize = TILES_OF_VISIT * KV_TILE;
 
+/// How many heads ahead of its use a tile is asked for, where a visit has as many: the first-level cache has room for theirs.
+const HEADS_AHEAD: usize = 2;
+
 /// One tile of keys and values of one head; behind each of them the scales of its rows, if it has any.
 pub(super) struct KvTile<'a, E> {
     /// `[head_dim, KV_TILE]`
@@ -30,16 +33,31 @@ pub(super) struct KvTile<'a, E> {
     pub(super) v: &'a [E],
 }
 
-/// Some tiles in their turn; the first stands at a multiple of as many.
-pub(super) struct Visit<'a, E> {
-    /// Each tile, and the one that will be read in its place after it. Of those beyond the view no number counts.
-    pub(super) kv: [[KvTile<'a, E>; 2]; TILES_OF_VISIT],
+/// Which tile of the caches, of the layer's first head.
+#[derive(Clone, Copy)]
+pub(super) struct TileIndex(usize);
+
+/// Some tiles of some heads in their turn; the first stands at a multiple of as many. Head by head, what lies side by side in
+/// a block of the cache is read in its order: `k` and `v` of one visit of two heads, a block being a tile,
+///
+/// ```text
+/// scores         k    block 7 | head 0   head 1      1. head 0 of four blocks side by side
+///                     block 2 | head 0   head 1      2. head 1
+///                     block 3 | head 0   head 1
+///                     block 9 | head 0   head 1
+/// add_tiles      v    block 7 | head 0 > head 1      1. both heads of a block
+///                     block 2 | head 0 > head 1      2. both of the next
+///                      ..
+/// ```
+pub(super) struct Visit<'a> {
+    /// These, and those of the next visit. Of those beyond the view no number counts.
+    pub(super) tiles: [TileIndex; 2 * TILES_OF_VISIT],
     /// Of all of them.
     pub(super) view: KeysView<'a>,
-    pub(super) kv_head: usize,
+    pub(super) kv_heads: Range<usize>,
 }
 
-impl<'a, E> Visit<'a, E> {
+impl<'a> Visit<'a> {
     fn num_tiles(&self) -> usize {
         self.view.num_keys() / KV_TILE
     }
@@ -51,60 +69,100 @@ impl<'a, E> Visit<'a, E> {
     }
 }
 
-/// Rows whose running sums for two tiles fit the registers. Those of one tile are too few to hide the latency of the
-/// multiply-add: a token alone is read for in half the time.
-pub(super) const fn max_pair_rows<I: Instructions>() -> usize {
-    if I::TILE_SUMS < 2 * I::TILE_ROWS { I::TILE_SUMS / 2 } else { I::TILE_ROWS }
+/// Panels, of those that are left, whose running sums for so many rows fit the registers: 1, 2, 4 or 8. Those of one are too
+/// few to hide the latency of the multiply-add.
+pub(super) fn panels_together<I: Instructions>(num_rows: usize, left: usize) -> usize {
+    let most = (I::TILE_SUMS / num_rows).min(left).clamp(1, 8);
+    1 << most.ilog2()
 }
 
 impl<E: Cached> Attention<'_, E> {
     #[inline(always)]
-    pub(super) fn kv_tile(&self, table: &[BlockId], kv_head: usize, position: usize) -> KvTile<'_, E> {
-        let (block_size, padded) = (self.layer.block_size(), self.layer.padded_head_dim());
-        let block = table[position / block_size].0 as usize * self.layer.num_kv_heads() + kv_head;
-        let tile = (block * block_size + position % block_size) / KV_TILE;
-        let [k_len, v_len] = [self.layer.head_dim(), padded].map(|width| KV_TILE * width + E::SCALES_LEN);
+    pub(super) fn tile_at(&self, table: &[BlockId], position: usize) -> TileIndex {
+        let block_size = self.layer.block_size();
+        let block = table[position / block_size].0 as usize * self.layer.num_kv_heads();
+        TileIndex((block * block_size + position % block_size) / KV_TILE)
+    }
+
+    #[inline(always)]
+    pub(super) fn kv_tile(&self, TileIndex(first): TileIndex, kv_head: usize) -> KvTile<'_, E> {
+        let tile = first + kv_head * (self.layer.block_size() / KV_TILE);
+        let widths = [self.layer.head_dim(), self.layer.padded_head_dim()];
+        let [k_len, v_len] = widths.map(|width| KV_TILE * width + E::SCALES_LEN);
         KvTile { k: &self.k[tile * k_len..][..k_len], v: &self.v[tile * v_len..][..v_len] }
+    }
+
+    /// What to ask for while `tile` is read, one of `num_tiles` that are read together: its like of a head behind, or, behind the
+    /// last head, that so many tiles behind.
+    #[inline(always)]
+    pub(super) fn kv_tile_ahead(
+        &self,
+        visit: &Visit<'_>,
+        (tile, kv_head): (usize, usize),
+        num_tiles: usize,
+    ) -> KvTile<'_, E> {
+        let num_heads = visit.kv_heads.len();
+        let next = kv_head + HEADS_AHEAD.min(num_heads);
+        if next < visit.kv_heads.end {
+            self.kv_tile(visit.tiles[tile], next)
+        } else {
+            self.kv_tile(visit.tiles[tile + num_tiles], next - num_heads)
+        }
     }
 
     /// The state's rows of `tokens`.
     #[inline(always)]
     pub(super) fn rows_of_tokens(&self, tokens: Range<usize>) -> Range<usize> {
-        tokens.start * self.group()..tokens.end * self.group()
+        tokens.start * self.group..tokens.end * self.group
     }
 
     /// Adds what is visited to the rows of the tokens that see some of it.
     ///
     /// # Safety
-    /// The state and the tiles have the layer's sizes; the CPU has the instructions.
+    /// The states and the tiles have the layer's sizes; the CPU has the instructions.
     #[inline(always)]
-    pub(super) unsafe fn attend<I: Instructions>(&self, state: &mut ChunkState<'_>, visit: &Visit<'_, E>) {
+    pub(super) unsafe fn attend<I: Instructions>(&self, states: &mut HeadStates<'_>, visit: &Visit<'_>) {
         let tokens = visit.view.tokens.clone();
-        // SAFETY: the rows are the state's; passed on.
+        // SAFETY: the rows are the states'; passed on.
         unsafe {
-            for tile in (0..visit.num_tiles()).step_by(2) {
-                self.scores::<I>(state, visit, tile);
+            for kv_head in visit.kv_heads.clone() {
+                self.scores::<I>(&mut states.head(kv_head), visit);
             }
-            for token in tokens.clone() {
-                self.weigh_token::<I::Panel>(state, visit, token);
+            for kv_head in visit.kv_heads.clone() {
+                for token in tokens.clone() {
+                    self.weigh_token::<I::Panel>(&mut states.head(kv_head), visit, token);
+                }
             }
             let is_whole = |tile| visit.view_of(tile).whole == tokens;
+            let most = self.tiles_in_turn::<I>(visit);
             let mut tile = 0;
             while tile < visit.num_tiles() {
-                let whole = (tile..visit.num_tiles()).take_while(|&tile| is_whole(tile)).count();
-                if whole > 0 {
-                    self.add_tiles::<I>(state, visit, tokens.clone(), tile..tile + whole);
-                } else {
-                    self.add_seen::<I>(state, visit, tile);
+                let whole = (tile..visit.num_tiles()).take(most).take_while(|&tile| is_whole(tile)).count();
+                for kv_head in visit.kv_heads.clone() {
+                    let state = &mut states.head(kv_head);
+                    if whole > 0 {
+                        self.add_tiles::<I>(state, visit, tokens.clone(), tile..tile + whole);
+                    } else {
+                        self.add_seen::<I>(state, visit, tile);
+                    }
                 }
                 tile += whole.max(1);
             }
         }
     }
 
+    /// Tiles of values that are added to a head's rows before it is the next head's turn. One lies in memory in front of the next
+    /// head's; but where a tile takes several passes, or its bytes are widened, the sums' way to the cache and back for each
+    /// takes longer than that saves.
+    fn tiles_in_turn<I: Instructions>(&self, visit: &Visit<'_>) -> usize {
+        let panels = self.layer.padded_head_dim() / KV_TILE;
+        let is_one_pass = panels_together::<I>(self.group, panels) == panels && size_of::<E>() > 1;
+        if visit.kv_heads.len() > 1 && is_one_pass { 1 } else { TILES_OF_VISIT }
+    }
+
     /// Only keys that a row sees are added to it: a masked value may be anything, not a number included.
     #[inline(always)]
-    unsafe fn add_seen<I: Instructions>(&self, state: &mut ChunkState<'_>, visit: &Visit<'_, E>, tile: usize) {
+    unsafe fn add_seen<I: Instructions>(&self, state: &mut ChunkState<'_>, visit: &Visit<'_>, tile: usize) {
         let view = visit.view_of(tile);
         // SAFETY: passed on.
         unsafe {
@@ -119,20 +177,21 @@ impl<E: Cached> Attention<'_, E> {
 
     /// From dot products to weights, for the query heads of one token.
     #[inline(always)]
-    unsafe fn weigh_token<P: Sixteen>(&self, state: &mut ChunkState<'_>, visit: &Visit<'_, E>, token: usize) {
-        let (group, padded, keys) = (self.group(), self.layer.padded_head_dim(), visit.view.keys(token));
+    unsafe fn weigh_token<P: Sixteen>(&self, state: &mut ChunkState<'_>, visit: &Visit<'_>, token: usize) {
+        let (group, padded, keys) = (self.group, self.layer.padded_head_dim(), visit.view.keys(token));
         for index in 0..group {
             let row = token * group + index;
             let scores = &mut state.weights.as_chunks_mut::<VISIT>().0[row];
             // Beyond the tiles that the token sees there may be weights of the visit before, which are masked first of all.
-            let scale = self.finish_scores(scores, visit, token, visit.kv_head * group + index);
+            let scale = self.finish_scores(scores, visit, token, state.kv_head * group + index);
             let sums = (&mut state.sums.max[row], &mut state.sums.sum[row]);
             // SAFETY: the token sees some of the scores; passed on.
             let factor = unsafe {
                 let (weights, factor) = weigh::<P>(scores, scale, keys.clone(), sums);
                 let places = scores.chunks_exact_mut(KV_TILE / E::ROWS_OF_STEP);
-                for ((to, weights), [tile, _]) in places.zip(weights).zip(&visit.kv) {
-                    E::put_weights(weights, E::scales(&tile.v[KV_TILE * padded..]), to);
+                for ((to, weights), &tile) in places.zip(weights).zip(&visit.tiles) {
+                    let values = self.kv_tile(tile, state.kv_head).v;
+                    E::put_weights(weights, E::scales(&values[KV_TILE * padded..]), to);
                 }
                 factor
             };
@@ -147,9 +206,10 @@ impl<E: Cached> Attention<'_, E> {
 
     /// From dot products to scores, but for the factor that is returned.
     #[inline(always)]
-    fn finish_scores(&self, scores: &mut [f32; VISIT], visit: &Visit<'_, E>, token: usize, query_head: usize) -> f32 {
-        for (scores, [tile, _]) in scores.as_chunks_mut().0.iter_mut().zip(&visit.kv) {
-            multiply_by(scores, E::scales(&tile.k[KV_TILE * self.layer.head_dim()..]));
+    fn finish_scores(&self, scores: &mut [f32; VISIT], visit: &Visit<'_>, token: usize, query_head: usize) -> f32 {
+        for (scores, &tile) in scores.as_chunks_mut().0.iter_mut().zip(&visit.tiles) {
+            let keys = self.kv_tile(tile, query_head / self.group).k;
+            multiply_by(scores, E::scales(&keys[KV_TILE * self.layer.head_dim()..]));
         }
         let params = self.params;
         if params.soft_cap.is_none() && params.alibi_slopes.is_none() {
@@ -172,61 +232,46 @@ impl<E: Cached> Attention<'_, E> {
         1.0
     }
 
-    /// The dot products of a tile, and of the one behind it if there is one, with the rows of the tokens that see some of them.
+    /// The dot products of all tiles with the rows of the tokens that see some of them.
     #[inline(always)]
-    unsafe fn scores<I: Instructions>(&self, state: &mut ChunkState<'_>, visit: &Visit<'_, E>, tile: usize) {
-        let end = visit.num_tiles().min(tile + 2);
-        let rows = self.rows_of_tokens(visit.view.part(tile * KV_TILE..end * KV_TILE).tokens);
-        let mut first = rows.start;
-        while first < rows.end {
+    unsafe fn scores<I: Instructions>(&self, state: &mut ChunkState<'_>, visit: &Visit<'_>) {
+        let rows = self.rows_of_tokens(visit.view.tokens.clone());
+        for first in rows.clone().step_by(I::TILE_ROWS) {
             let num_rows = I::TILE_ROWS.min(rows.end - first);
-            let weights = state.weights[first * VISIT..].as_mut_ptr();
-            let to = |tile: usize| weights.wrapping_add(tile * KV_TILE);
-            // SAFETY: as many rows of `head_dim` queries and of scores; a tile is `head_dim` by `KV_TILE`; both stand in one
-            // cache, as far apart as the factors say.
-            unsafe {
-                if tile + 1 < end && num_rows <= max_pair_rows::<I>() {
-                    let (factors, to) = (self.score_factors(state, visit, (first, tile)), to(tile));
-                    with_rows!(num_rows, max_pair_rows::<I>(), ROWS => I::apart(Scores::<E, ROWS, 2> { factors, to }));
-                } else {
-                    for tile in tile..end {
-                        let (factors, to) = (self.score_factors(state, visit, (first, tile)), to(tile));
-                        with_rows!(num_rows, I::TILE_ROWS, ROWS => I::apart(Scores::<E, ROWS, 1> { factors, to }));
-                    }
+            let [first_token, last_token] = [first, first + num_rows - 1].map(|row| row / self.group);
+            let keys = visit.view.keys(first_token).start..visit.view.keys(last_token).end;
+            let (mut tile, end) = (keys.start / KV_TILE, keys.end.div_ceil(KV_TILE));
+            while tile < end {
+                let (together, at) = (panels_together::<I>(num_rows, end - tile), (first, tile));
+                // SAFETY: as many rows of `head_dim` queries and of scores; a tile is `head_dim` by `KV_TILE`.
+                unsafe {
+                    with_rows!(num_rows, I::TILE_ROWS, ROWS => match together {
+                        4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(self.scores_of::<ROWS, 4>(state, visit, at)),
+                        2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(self.scores_of::<ROWS, 2>(state, visit, at)),
+                        _ => I::apart(self.scores_of::<ROWS, 1>(state, visit, at)),
+                    });
                 }
+                tile += together;
             }
-            first += num_rows;
         }
     }
 
     #[inline(always)]
-    fn score_factors(
+    fn scores_of<const ROWS: usize, const TILES: usize>(
         &self,
-        state: &ChunkState<'_>,
-        visit: &Visit<'_, E>,
+        state: &mut ChunkState<'_>,
+        visit: &Visit<'_>,
         (first_row, tile): (usize, usize),
-    ) -> Factors<E> {
+    ) -> Scores<E, ROWS, TILES> {
         let head_dim = self.layer.head_dim();
-        let [[one, next], [other, next_other]] = [tile, (tile + 1).min(TILES_OF_VISIT - 1)].map(|tile| {
-            let [tile, next] = &visit.kv[tile];
-            [tile.k, next.k]
-        });
-        Factors {
-            x: state.q[first_row * head_dim..].as_ptr().cast(),
-            x_stride: head_dim,
-            w: one.as_ptr(),
-            w_stride: E::ROWS_OF_STEP * KV_TILE,
-            w_panel_stride: elements_between(one, other),
-            depth: head_dim / E::ROWS_OF_STEP,
-            ahead: next.as_ptr(),
-            ahead_stride: E::ROWS_OF_STEP * KV_TILE,
-            ahead_panel_stride: elements_between(next, next_other),
+        let of_tile = |index| self.kv_tile(visit.tiles[tile + index], state.kv_head);
+        let ahead_of_tile = |index| self.kv_tile_ahead(visit, (tile + index, state.kv_head), TILES_OF_VISIT);
+        Scores {
+            queries: state.q[first_row * head_dim..].as_ptr().cast(),
+            head_dim,
+            keys: std::array::from_fn(|index| of_tile(index).k.as_ptr()),
+            ahead: std::array::from_fn(|index| ahead_of_tile(index).k.as_ptr()),
+            to: state.weights[first_row * VISIT + tile * KV_TILE..].as_mut_ptr(),
         }
     }
-}
-
-/// From a tile to another of the same cache.
-#[inline(always)]
-fn elements_between<E>(tile: &[E], other: &[E]) -> isize {
-    other.as_ptr().addr().wrapping_sub(tile.as_ptr().addr()) as isize / size_of::<E>() as isize
 }
