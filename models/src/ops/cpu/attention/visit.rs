@@ -22,8 +22,9 @@ pub(super) const TILES_OF_VISIT: usize = 4;
 /// Their keys.
 pub(super) const VISIT: usize = TILES_OF_VISIT * KV_TILE;
 
-/// How many heads ahead of its use a tile is asked for, where a visit has as many: the first-level cache has room for theirs.
-const HEADS_AHEAD: usize = 2;
+/// How many heads ahead of its use a tile is asked for, where a visit has as many: far enough for memory to answer, and few enough
+/// for the first-level cache to hold them.
+const HEADS_AHEAD: usize = 3;
 
 /// One tile of keys and values of one head; behind each of them the scales of its rows, if it has any.
 pub(super) struct KvTile<'a, E> {
@@ -37,17 +38,17 @@ pub(super) struct KvTile<'a, E> {
 #[derive(Clone, Copy)]
 pub(super) struct TileIndex(usize);
 
-/// Some tiles of some heads in their turn; the first stands at a multiple of as many. Head by head, what lies side by side in
-/// a block of the cache is read in its order: `k` and `v` of one visit of two heads, a block being a tile,
+/// Some tiles of some heads in their turn; the first stands at a multiple of as many. Where several heads wait for memory, what lies
+/// side by side in a block of the cache is read in its order: here four blocks of a tile each, and two heads,
 ///
 /// ```text
-/// scores         k    block 7 | head 0   head 1      1. head 0 of four blocks side by side
-///                     block 2 | head 0   head 1      2. head 1
-///                     block 3 | head 0   head 1
-///                     block 9 | head 0   head 1
-/// add_tiles      v    block 7 | head 0 > head 1      1. both heads of a block
-///                     block 2 | head 0 > head 1      2. both of the next
-///                      ..
+///               head 0   head 1
+/// k    block 7 |   1.  >    2.         all scores of the visit first, block by block
+///      block 2 |   3.  >    4.
+///      block 3 |   5.  >    6.
+///      block 9 |   7.  >    8.
+/// v    block 7 |   9.  >   10.         then, weighed, its values
+///      ..
 /// ```
 pub(super) struct Visit<'a> {
     /// These, and those of the next visit. Of those beyond the view no number counts.
@@ -67,6 +68,14 @@ impl<'a> Visit<'a> {
     pub(super) fn view_of(&self, tile: usize) -> KeysView<'a> {
         self.view.part(tile * KV_TILE..(tile + 1) * KV_TILE)
     }
+}
+
+/// Where some scores begin.
+struct Place {
+    row: usize,
+    tile: usize,
+    /// Tiles that are read for a head before it is the next one's turn.
+    in_turn: usize,
 }
 
 /// Panels, of those that are left, whose running sums for so many rows fit the registers: 1, 2, 4 or 8. Those of one are too
@@ -125,8 +134,11 @@ impl<E: Cached> Attention<'_, E> {
         let tokens = visit.view.tokens.clone();
         // SAFETY: the rows are the states'; passed on.
         unsafe {
-            for kv_head in visit.kv_heads.clone() {
-                self.scores::<I>(&mut states.head(kv_head), visit);
+            let [keys_in_turn, values_in_turn] = self.tiles_in_turn::<I>(visit);
+            for tile in (0..visit.num_tiles()).step_by(keys_in_turn) {
+                for kv_head in visit.kv_heads.clone() {
+                    self.scores::<I>(&mut states.head(kv_head), visit, tile..tile + keys_in_turn);
+                }
             }
             for kv_head in visit.kv_heads.clone() {
                 for token in tokens.clone() {
@@ -134,10 +146,9 @@ impl<E: Cached> Attention<'_, E> {
                 }
             }
             let is_whole = |tile| visit.view_of(tile).whole == tokens;
-            let most = self.tiles_in_turn::<I>(visit);
             let mut tile = 0;
             while tile < visit.num_tiles() {
-                let whole = (tile..visit.num_tiles()).take(most).take_while(|&tile| is_whole(tile)).count();
+                let whole = (tile..visit.num_tiles()).take(values_in_turn).take_while(|&tile| is_whole(tile)).count();
                 for kv_head in visit.kv_heads.clone() {
                     let state = &mut states.head(kv_head);
                     if whole > 0 {
@@ -151,13 +162,15 @@ impl<E: Cached> Attention<'_, E> {
         }
     }
 
-    /// Tiles of values that are added to a head's rows before it is the next head's turn. One lies in memory in front of the next
-    /// head's; but where a tile takes several passes, or its bytes are widened, the sums' way to the cache and back for each
-    /// takes longer than that saves.
-    fn tiles_in_turn<I: Instructions>(&self, visit: &Visit<'_>) -> usize {
+    /// Tiles of keys, and of values, that are read for a head before it is the next one's turn. One lies in memory in front of the
+    /// next head's, and one stream is what memory is fastest with, though several tiles hide more of the multiply-add's latency.
+    /// Where products take longer than memory (few registers, or bytes to widen), and for values that take several passes, with
+    /// their sums' way to the cache and back for each, several take less time.
+    fn tiles_in_turn<I: Instructions>(&self, visit: &Visit<'_>) -> [usize; 2] {
+        let waits_for_memory = visit.kv_heads.len() > 1 && I::TILE_SUMS > I::TILE_ROWS && size_of::<E>() > 1;
         let panels = self.layer.padded_head_dim() / KV_TILE;
-        let is_one_pass = panels_together::<I>(self.group, panels) == panels && size_of::<E>() > 1;
-        if visit.kv_heads.len() > 1 && is_one_pass { 1 } else { TILES_OF_VISIT }
+        let is_one_pass = panels_together::<I>(self.group, panels) == panels;
+        [waits_for_memory, waits_for_memory && is_one_pass].map(|is_one| if is_one { 1 } else { TILES_OF_VISIT })
     }
 
     /// Only keys that a row sees are added to it: a masked value may be anything, not a number included.
@@ -232,23 +245,25 @@ impl<E: Cached> Attention<'_, E> {
         1.0
     }
 
-    /// The dot products of all tiles with the rows of the tokens that see some of them.
+    /// The dot products of some tiles with the rows of the tokens that see some of them.
     #[inline(always)]
-    unsafe fn scores<I: Instructions>(&self, state: &mut ChunkState<'_>, visit: &Visit<'_>) {
+    unsafe fn scores<I: Instructions>(&self, state: &mut ChunkState<'_>, visit: &Visit<'_>, tiles: Range<usize>) {
         let rows = self.rows_of_tokens(visit.view.tokens.clone());
         for first in rows.clone().step_by(I::TILE_ROWS) {
             let num_rows = I::TILE_ROWS.min(rows.end - first);
             let [first_token, last_token] = [first, first + num_rows - 1].map(|row| row / self.group);
             let keys = visit.view.keys(first_token).start..visit.view.keys(last_token).end;
-            let (mut tile, end) = (keys.start / KV_TILE, keys.end.div_ceil(KV_TILE));
-            while tile < end {
-                let (together, at) = (panels_together::<I>(num_rows, end - tile), (first, tile));
+            let seen = tiles.start.max(keys.start / KV_TILE)..tiles.end.min(keys.end.div_ceil(KV_TILE));
+            let mut tile = seen.start;
+            while tile < seen.end {
+                let together = panels_together::<I>(num_rows, seen.end - tile);
+                let place = Place { row: first, tile, in_turn: tiles.len() };
                 // SAFETY: as many rows of `head_dim` queries and of scores; a tile is `head_dim` by `KV_TILE`.
                 unsafe {
                     with_rows!(num_rows, I::TILE_ROWS, ROWS => match together {
-                        4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(self.scores_of::<ROWS, 4>(state, visit, at)),
-                        2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(self.scores_of::<ROWS, 2>(state, visit, at)),
-                        _ => I::apart(self.scores_of::<ROWS, 1>(state, visit, at)),
+                        4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(self.scores_of::<ROWS, 4>(state, visit, place)),
+                        2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(self.scores_of::<ROWS, 2>(state, visit, place)),
+                        _ => I::apart(self.scores_of::<ROWS, 1>(state, visit, place)),
                     });
                 }
                 tile += together;
@@ -261,17 +276,17 @@ impl<E: Cached> Attention<'_, E> {
         &self,
         state: &mut ChunkState<'_>,
         visit: &Visit<'_>,
-        (first_row, tile): (usize, usize),
+        Place { row, tile, in_turn }: Place,
     ) -> Scores<E, ROWS, TILES> {
         let head_dim = self.layer.head_dim();
         let of_tile = |index| self.kv_tile(visit.tiles[tile + index], state.kv_head);
-        let ahead_of_tile = |index| self.kv_tile_ahead(visit, (tile + index, state.kv_head), TILES_OF_VISIT);
+        let ahead_of_tile = |index| self.kv_tile_ahead(visit, (tile + index, state.kv_head), in_turn);
         Scores {
-            queries: state.q[first_row * head_dim..].as_ptr().cast(),
+            queries: state.q[row * head_dim..].as_ptr().cast(),
             head_dim,
             keys: std::array::from_fn(|index| of_tile(index).k.as_ptr()),
             ahead: std::array::from_fn(|index| ahead_of_tile(index).k.as_ptr()),
-            to: state.weights[first_row * VISIT + tile * KV_TILE..].as_mut_ptr(),
+            to: state.weights[row * VISIT + tile * KV_TILE..].as_mut_ptr(),
         }
     }
 }
