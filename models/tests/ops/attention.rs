@@ -317,6 +317,29 @@ fn chunks_and_single_tokens_give_the_bits_of_the_whole() {
     }
 }
 
+/// The last one has its heads in one task where one thread has them all. Their values come in one pass and in several, of 8 panels and
+/// fewer, and their blocks have one tile and two.
+#[test]
+fn a_token_of_several_heads_gives_the_bits_of_the_whole() {
+    const SHAPES: [(usize, usize, usize, usize); 6] =
+        [(2, 2, 128, 16), (2, 4, 128, 16), (2, 1, 144, 16), (2, 1, 192, 16), (3, 2, 64, 32), (4, 3, 64, 16)];
+    for format in KvFormat::ALL {
+        for (num_kv_heads, group, head_dim, block_size) in SHAPES {
+            let world = World::new(shape(num_kv_heads, group, head_dim, block_size, format), &[83]);
+            for compute in fast() {
+                let mut cache = world.cache();
+                let whole = world.step(&compute, &mut cache, &[(0, 0..83)]);
+                for token in [64, 79, 82] {
+                    let row = world.step(&compute, &mut cache, &[(0, token..token + 1)]);
+                    let what =
+                        format!("{format}, {num_kv_heads} x {group} heads of {head_dim} with {}", compute.kernels());
+                    assert_same_bits(&what, &row, &whole.narrow(0, token, 1).unwrap());
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_ragged_batch_gives_the_bits_of_each_sequence_alone() {
     let world = World::new(shape(2, 2, 32, 16, KvFormat::Bf16), &[40, 7, 33, 90]);

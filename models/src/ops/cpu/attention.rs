@@ -3,8 +3,8 @@
 //! Attention over the paged cache, a few tiles at a time ([`visit`]).
 //!
 //! One task is one chunk of a sequence's tokens with one K/V head: `tokens * group` query rows that share every tile they
-//! read. A token alone, which waits for memory, has several heads in a task, visit by visit: that reads memory nearly in order,
-//! about twice as fast as a head's tiles alone. Where tasks are too few for the threads, each is one span of
+//! read. A token alone, which waits for memory, has several heads in a task, so that memory is read nearly in order ([`Visit`]).
+//! Where tasks are too few for the threads, each is one span of
 //! keys ([`mod@spans`]). Both products are the inner loop of [`tile`](super::tile): `scores = q k^T` over the 16 keys of a tile
 //! side by side, then `out += weights v` with the keys of a visit as depth.
 

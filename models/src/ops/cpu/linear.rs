@@ -24,7 +24,7 @@ use super::panels::{PANEL, PanelData, Panels};
 use super::product::{Part, Product, Sink, Tasks};
 use super::rounded_rows::RoundedRows;
 use super::target::Target;
-use super::tile::{self, CacheLevel, Factors, SideBySide, Weight, with_rows};
+use super::tile::{self, CacheLevel, Factors, SideBySide, Weight, panels_together, with_rows};
 use super::view::Rows;
 use crate::ops::{Compute, Float, Gate, Matrix, MatrixView};
 use crate::{ActivationDtype, ModelError};
@@ -225,7 +225,7 @@ impl<'a, W: Weight> Linear<'a, W> {
     ) {
         let (end, next_panel) = (place.panel + num_panels, place.next_panel);
         let full_end = end.min(self.out_features / PANEL);
-        let mut together = panels_together::<I>(num_rows);
+        let mut together = panels_together::<I>(num_rows, MAX_PANELS);
         while place.panel < end {
             while together > 1 && place.panel + together > full_end {
                 together /= 2;
@@ -321,16 +321,6 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
     }
 }
 
-/// Panels that a block of `num_rows` rows visits together: a power of two.
-#[inline(always)]
-fn panels_together<I: Instructions>(num_rows: usize) -> usize {
-    match I::TILE_SUMS / num_rows {
-        0 | 1 => 1,
-        2 | 3 => 2,
-        _ => MAX_PANELS,
-    }
-}
-
 impl<W: Weight> Product for Linear<'_, W> {
     type Start = W::Start;
 
@@ -349,7 +339,7 @@ impl<W: Weight> Product for Linear<'_, W> {
             // SAFETY: rows and panels of the part; the caller vouches for the instructions.
             return unsafe { self.row_block::<I>((num_rows, panels.len()), place, target) };
         }
-        let together = panels_together::<I>(num_rows.div_ceil(num_blocks));
+        let together = panels_together::<I>(num_rows.div_ceil(num_blocks), MAX_PANELS);
         let most = I::PIECE_BYTES / (together * PANEL * size_of::<W>());
         // Of nearly equal size.
         let piece = self.depth.div_ceil(self.depth.div_ceil(most));

@@ -35,6 +35,12 @@ macro_rules! with_rows {
 }
 pub(super) use with_rows;
 
+/// Panels, of `most`, whose running sums for so many rows fit the registers, at most 8: a power of two.
+#[inline(always)]
+pub(super) fn panels_together<I: Instructions>(num_rows: usize, most: usize) -> usize {
+    1 << (I::TILE_SUMS / num_rows).min(most).clamp(1, 8).ilog2()
+}
+
 /// Running sums of `ROWS` rows by `PANELS` panels of 16 columns.
 pub(super) type Sums<L, const ROWS: usize, const PANELS: usize> = [[L; PANELS]; ROWS];
 

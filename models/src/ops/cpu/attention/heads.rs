@@ -62,7 +62,7 @@ impl<'a> HeadSums<'a> {
 
 impl HeadStates<'_> {
     /// # Safety
-    /// The task has this head, and nobody else may hold its sums.
+    /// Nobody else may hold the sums of this head.
     #[inline(always)]
     pub(super) unsafe fn head(&mut self, kv_head: usize) -> ChunkState<'_> {
         let head = kv_head - self.first_kv_head;

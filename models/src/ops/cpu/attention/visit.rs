@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::super::instructions::Instructions;
-use super::super::tile::with_rows;
+use super::super::tile::{panels_together, with_rows};
 use super::super::vector::Sixteen;
 use super::Attention;
 use super::heads::{ChunkState, HeadStates};
@@ -22,8 +22,8 @@ pub(super) const TILES_OF_VISIT: usize = 4;
 /// Their keys.
 pub(super) const VISIT: usize = TILES_OF_VISIT * KV_TILE;
 
-/// How many heads ahead of its use a tile is asked for, where a visit has as many: far enough for memory to answer, and few enough
-/// for the first-level cache to hold them.
+/// How many heads ahead of its use a tile is asked for, where a visit has as many: far enough for memory to answer. Of one tile each
+/// the first-level cache holds them beside what is at work.
 const HEADS_AHEAD: usize = 3;
 
 /// One tile of keys and values of one head; behind each of them the scales of its rows, if it has any.
@@ -71,18 +71,11 @@ impl<'a> Visit<'a> {
 }
 
 /// Where some scores begin.
-struct Place {
+struct ScoresAt {
     row: usize,
     tile: usize,
     /// Tiles that are read for a head before it is the next one's turn.
     in_turn: usize,
-}
-
-/// Panels, of those that are left, whose running sums for so many rows fit the registers: 1, 2, 4 or 8. Those of one are too
-/// few to hide the latency of the multiply-add.
-pub(super) fn panels_together<I: Instructions>(num_rows: usize, left: usize) -> usize {
-    let most = (I::TILE_SUMS / num_rows).min(left).clamp(1, 8);
-    1 << most.ilog2()
 }
 
 impl<E: Cached> Attention<'_, E> {
@@ -101,8 +94,8 @@ impl<E: Cached> Attention<'_, E> {
         KvTile { k: &self.k[tile * k_len..][..k_len], v: &self.v[tile * v_len..][..v_len] }
     }
 
-    /// What to ask for while `tile` is read, one of `num_tiles` that are read together: its like of a head behind, or, behind the
-    /// last head, that so many tiles behind.
+    /// What to ask for while `tile` is read, one of `num_tiles` that are read together: its like [`HEADS_AHEAD`] heads later, which
+    /// behind the last head is a first one's, so many tiles further.
     #[inline(always)]
     pub(super) fn kv_tile_ahead(
         &self,
@@ -163,7 +156,7 @@ impl<E: Cached> Attention<'_, E> {
     }
 
     /// Tiles of keys, and of values, that are read for a head before it is the next one's turn. One lies in memory in front of the
-    /// next head's, and one stream is what memory is fastest with, though several tiles hide more of the multiply-add's latency.
+    /// next head's, in blocks of one tile, and one stream is what memory is fastest with, though several tiles hide more of the multiply-add's latency.
     /// Where products take longer than memory (few registers, or bytes to widen), and for values that take several passes, with
     /// their sums' way to the cache and back for each, several take less time.
     fn tiles_in_turn<I: Instructions>(&self, visit: &Visit<'_>) -> [usize; 2] {
@@ -257,13 +250,17 @@ impl<E: Cached> Attention<'_, E> {
             let mut tile = seen.start;
             while tile < seen.end {
                 let together = panels_together::<I>(num_rows, seen.end - tile);
-                let place = Place { row: first, tile, in_turn: tiles.len() };
-                // SAFETY: as many rows of `head_dim` queries and of scores; a tile is `head_dim` by `KV_TILE`.
+                let place = ScoresAt { row: first, tile, in_turn: tiles.len() };
+                // SAFETY: as many rows of `head_dim` queries and of scores, those of a visit's tiles, of which there are so many from
+                // here on; a tile is `head_dim` by `KV_TILE`.
                 unsafe {
                     with_rows!(num_rows, I::TILE_ROWS, ROWS => match together {
                         4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(self.scores_of::<ROWS, 4>(state, visit, place)),
                         2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(self.scores_of::<ROWS, 2>(state, visit, place)),
-                        _ => I::apart(self.scores_of::<ROWS, 1>(state, visit, place)),
+                        _ => {
+                            debug_assert_eq!(together, 1);
+                            I::apart(self.scores_of::<ROWS, 1>(state, visit, place));
+                        }
                     });
                 }
                 tile += together;
@@ -276,7 +273,7 @@ impl<E: Cached> Attention<'_, E> {
         &self,
         state: &mut ChunkState<'_>,
         visit: &Visit<'_>,
-        Place { row, tile, in_turn }: Place,
+        ScoresAt { row, tile, in_turn }: ScoresAt,
     ) -> Scores<E, ROWS, TILES> {
         let head_dim = self.layer.head_dim();
         let of_tile = |index| self.kv_tile(visit.tiles[tile + index], state.kv_head);
