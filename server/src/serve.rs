@@ -52,10 +52,11 @@ use passerelle::gateway::health::LOOK_EVERY;
 use passerelle::gateway::quota::UnixSeconds;
 use passerelle::gateway::{Authenticator, Ledger, Replica, Router, Tariff};
 use passerelle::metrics;
-use passerelle_engine::ComparisonLane;
 use passerelle_engine::clock::{Clock, SystemClock};
+use passerelle_engine::{ComparisonLane, EngineHandle};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::Signal;
+use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use crate::cli::output;
@@ -311,6 +312,26 @@ impl Server {
         let served = Arrivals { placed: Arc::clone(placed), state: self.state.clone(), workshop: workshop.clone() };
         self.workers = workers::open((config, command), served, (runtime, interrupted))?;
         Ok(if self.workers.is_some() { Partitions::WithWorkers } else { Partitions::WithoutWorkers })
+    }
+
+    /// That of the first model, if it generates.
+    pub(crate) fn first_generator(&self) -> Option<EngineHandle> {
+        match self.engines.first()?.handle() {
+            RunningHandle::Generator(engine) => Some(engine),
+            RunningHandle::Encoder(_) => None,
+        }
+    }
+
+    /// Answers while `clients`, who are told its URL, talk to it from this process.
+    pub(crate) fn serve_while<T>(self, runtime: &Runtime, clients: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+        let url = self.url.clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = runtime.spawn(self.serve(async { stopped.await.unwrap_or_default() }));
+        let said = clients(&url);
+        // Either way the server ends: told to, or because `stop` is gone.
+        let _ = stop.send(());
+        runtime.block_on(serving).context("the server in this process failed")?;
+        said
     }
 
     /// Answers until `shutdown`, then admits nothing more and lets what runs finish, for a bounded time. What still runs

@@ -17,12 +17,14 @@ use super::output::{self, OutputArgs};
 use crate::serve::{self, EngineBounds, Loaded};
 use limits::{Limits, ModelCost, Steps};
 use measure::{Measured, Recorder, Runner, Workload};
+use over_http::OverHttpArgs;
 use profile::Profile;
 use suite::SuiteArgs;
 use tariff::{Reference, TariffArgs};
 
 pub(crate) mod limits;
 mod measure;
+mod over_http;
 mod profile;
 mod saturation;
 mod shape;
@@ -39,6 +41,7 @@ Examples:
   passerelle bench --model ./checkpoint --dtype f32 --json
   passerelle bench --model ./checkpoint --prompt 8192 --generate 32 --batch 1   a long context, which takes its time
   passerelle bench --model ./checkpoint --profile      which ops the steps spend their time in
+  passerelle bench --model ./checkpoint --over-http 20  what one stream loses on its way over HTTP
   passerelle bench --suite gpu --device cuda:0         random weights of real shapes, and what a card is judged by
   passerelle bench --model ./checkpoint --batch 32 --tariff 2026-12-01 --card a100 >tariff.toml
 
@@ -70,6 +73,8 @@ pub(crate) struct BenchArgs {
     /// Also say which share of the steps' time each op takes.
     #[arg(long)]
     profile: bool,
+    #[command(flatten)]
+    over_http: OverHttpArgs,
     #[command(flatten)]
     tariff: TariffArgs,
     #[command(flatten)]
@@ -119,6 +124,13 @@ impl BenchArgs {
         if self.suite.suite.is_some() {
             return self.suite.run(&self.model_args, self.output);
         }
+        if let Some(rounds) = self.over_http.rounds() {
+            return over_http::run(rounds, self.workload(1), (&self.model, &self.model_args), self.output);
+        }
+        self.run_batches()
+    }
+
+    fn run_batches(&self) -> Result<()> {
         let config = self.config(&Environment::read())?;
         let factor = self.tariff.tariff.as_ref().map(|_| self.tariff.factor()).transpose()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());

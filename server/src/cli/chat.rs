@@ -1,5 +1,4 @@
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -7,7 +6,6 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use passerelle::config::{Config, DEMO, Environment, Listen, Secret, WrittenModel};
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
 
 use super::model_args::ModelArgs;
 use crate::serve::{self, Door};
@@ -72,20 +70,12 @@ impl ChatArgs {
         let config = self.config(environment)?;
         let runtime = serve::runtime()?;
         let server = serve::start(&config, Door::Open, &runtime)?;
-        let client = Client::new(&server.url, None)?;
-        let (stop, stopped) = oneshot::channel::<()>();
-        let serving = runtime.spawn(server.serve(async { stopped.await.unwrap_or_default() }));
-        let talked = self.talk(&client);
-        // Either way the server ends: told to, or because `stop` is gone.
-        let _ = stop.send(());
-        runtime.block_on(serving).context("the server in this process failed")?;
-        talked
+        server.serve_while(&runtime, |url| self.talk(&Client::new(url, None)?))
     }
 
     fn config(&self, environment: &Environment) -> Result<Config> {
-        const ANY_FREE_PORT: Listen = Listen::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
         let mut written = self.model_args.clone().written();
-        written.server.listen = Some(ANY_FREE_PORT);
+        written.server.listen = Some(Listen::ANY_LOOPBACK_PORT);
         written.models = Some(vec![WrittenModel::of(self.model.as_deref().unwrap_or(DEMO))]);
         // One person talks; room for their words and no more.
         written.engine.max_num_seqs = written.engine.max_num_seqs.or(Some(NonZeroUsize::MIN));

@@ -15,6 +15,8 @@ pub enum Listen {
 
 impl Listen {
     pub const DEFAULT: Self = Self::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080));
+    /// For a server in the process of its only clients, whom alone it tells the port.
+    pub const ANY_LOOPBACK_PORT: Self = Self::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
 
     /// Whether only this machine can reach it, so that it may be open without keys.
     pub fn is_local(&self) -> bool {

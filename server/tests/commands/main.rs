@@ -228,6 +228,39 @@ fn bench_reports_every_batch() {
 }
 
 #[test]
+fn bench_holds_answers_over_http_against_the_engine_s_own() {
+    let state = State::new();
+    let arguments = ["bench", "--over-http", "3", "--prompt", "16", "--generate", "8", "--threads", "1", "--json"];
+    let output = state.command(&arguments).output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let positive = |value: &Value| value.as_f64().is_some_and(|number| number > 0.0);
+    for way in ["straight", "over_http"] {
+        let figures = &report[way];
+        assert!(positive(&figures["first_token_s"]) && positive(&figures["tokens_per_s"]), "{way}: {report}");
+    }
+    for left in ["generating", "whole"] {
+        let [first, median, third] = ["first", "median", "third"].map(|part| report[left][part].as_f64());
+        assert!(Some(0.0) < first && first <= median && median <= third, "{left}: {report}");
+    }
+}
+
+#[test]
+fn bench_says_what_it_cannot_hold_against_http() {
+    let state = State::new();
+    let refusals = [
+        (&["--generate", "1"][..], "error: --generate: "),
+        (&["--prompt", "100000"], "error: the engine refuses: "),
+        (&["--batch", "2"], "error: the argument '--over-http <ROUNDS>' cannot be used with '--batch"),
+    ];
+    for (options, refusal) in refusals {
+        let output = state.command(&["bench", "--over-http", "1"]).args(options).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.lines().any(|line| line.starts_with(refusal)), "{options:?}: {said}");
+    }
+}
+
+#[test]
 fn bench_refuses_a_bound_of_the_cache_that_it_would_not_keep() {
     let state = State::new();
     let output = state.command(&["bench", "--kv-cache-memory", "1KiB"]).output().expect("it runs");

@@ -211,7 +211,7 @@ impl Runner {
     }
 }
 
-fn request(load: Workload, vocab: usize, id: u64) -> Request {
+pub(super) fn request(load: Workload, vocab: usize, id: u64) -> Request {
     let sampling = SamplingParams {
         max_tokens: load.generate_tokens as u32,
         min_tokens: load.generate_tokens as u32,

@@ -8,7 +8,6 @@ use passerelle::config::Config;
 use passerelle_engine::clock::Clock;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
 use ureq::Agent;
 
 use super::measure::{Workload, per_second, prompt};
@@ -41,17 +40,12 @@ struct Tokens {
 pub(super) fn saturate(config: &Config, load: Workload, vocab: usize, clock: &dyn Clock) -> Result<Saturation> {
     let runtime = serve::runtime()?;
     let server = serve::start(config, Door::Open, &runtime)?;
-    let url = format!("{}/v1/completions", server.url);
-    let (stop, stopped) = oneshot::channel::<()>();
-    let serving = runtime.spawn(server.serve(async { stopped.await.unwrap_or_default() }));
-    let client = Client { agent: agent(), url, model: config.models[0].name.clone(), load, vocab };
-    let began = clock.now();
-    let tokens = client.all();
-    let time = clock.now() - began;
-    // Either way the server ends: told to, or because `stop` is gone.
-    let _ = stop.send(());
-    runtime.block_on(serving).context("the server in this process failed")?;
-    let tokens = tokens?;
+    let (tokens, time) = server.serve_while(&runtime, |url| {
+        let url = format!("{url}/v1/completions");
+        let client = Client { agent: agent(), url, model: config.models[0].name.clone(), load, vocab };
+        let began = clock.now();
+        Ok((client.all()?, clock.now() - began))
+    })?;
     let expected = (ROUNDS * load.batch * load.generate_tokens) as u64;
     ensure!(tokens.generated == expected, "{} tokens came back instead of {expected}", tokens.generated);
     Ok(Saturation {
@@ -115,7 +109,7 @@ impl Client {
 }
 
 /// What is said to this machine does not leave it, whatever HTTP_PROXY says.
-fn agent() -> Agent {
+pub(super) fn agent() -> Agent {
     let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(LONGEST_ANSWER)).proxy(None);
     config.build().into()
 }

@@ -1,6 +1,5 @@
 //! What a card is judged by.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -181,10 +180,9 @@ impl Sizes {
         (name, folder): (String, &Path),
         environment: &Environment,
     ) -> Result<Config> {
-        const ANY_FREE_PORT: Listen = Listen::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
         let mut written = model_args.clone().written();
         let source = folder.to_str().context("data_dir: rename it")?;
-        written.server.listen = Some(ANY_FREE_PORT);
+        written.server.listen = Some(Listen::ANY_LOOPBACK_PORT);
         written.models = Some(vec![WrittenModel { name: Some(name), ..WrittenModel::of(source) }]);
         let most = self.sweep.iter().copied().max().unwrap_or(1).max(self.streams);
         written.engine.max_num_seqs = NonZeroUsize::new(most);

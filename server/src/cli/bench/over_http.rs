@@ -1,0 +1,298 @@
+//! One answer at a time, straight from the engine and over HTTP, in turns: what HTTP costs on this machine.
+
+use std::io::{BufRead, BufReader};
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use passerelle::config::{Config, Environment, Listen, WrittenModel};
+use passerelle_engine::clock::{Clock, SystemClock};
+use passerelle_engine::{EngineHandle, Event};
+use serde::Serialize;
+use serde_json::{Value, json};
+use ureq::Agent;
+
+use super::measure::{Workload, per_second, prompt, request};
+use super::saturation::agent;
+use crate::cli::model_args::ModelArgs;
+use crate::cli::numbers::count;
+use crate::cli::output::{self, OutputArgs};
+use crate::serve::{self, Door};
+
+#[derive(Debug, Args)]
+pub(super) struct OverHttpArgs {
+    /// Instead of batches: serve the model in this process and generate one answer at a time, straight from the engine and over HTTP in
+    /// turns, so often; say how much of the speed is left over HTTP.
+    #[arg(
+        long, value_name = "ROUNDS", value_parser = count::<NonZeroUsize>,
+        conflicts_with_all = ["batch", "profile", "tariff", "suite"]
+    )]
+    over_http: Option<NonZeroUsize>,
+}
+
+/// How an answer is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Straight,
+    OverHttp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Answer {
+    /// From before it was asked for,
+    to_first_token: Duration,
+    to_its_end: Duration,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    model: String,
+    threads: usize,
+    kernels: String,
+    prompt_tokens: usize,
+    generate_tokens: usize,
+    straight: Figures,
+    over_http: Figures,
+    /// Of the speed straight from the engine, what is left over HTTP: of each round's two answers, behind their first tokens,
+    generating: Quartiles,
+    /// and from before the request to the end of the answer.
+    whole: Quartiles,
+}
+
+/// Medians.
+#[derive(Debug, Serialize)]
+struct Figures {
+    first_token_s: f64,
+    /// Behind the first token.
+    tokens_per_s: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+struct Quartiles {
+    first: f64,
+    median: f64,
+    third: f64,
+}
+
+impl OverHttpArgs {
+    pub(super) fn rounds(&self) -> Option<usize> {
+        self.over_http.map(NonZeroUsize::get)
+    }
+}
+
+/// `load` is of one sequence.
+pub(super) fn run(
+    rounds: usize,
+    load: Workload,
+    (source, model_args): (&str, &ModelArgs),
+    output: OutputArgs,
+) -> Result<()> {
+    ensure!(load.generate_tokens > 1, "--generate: behind the first token there must be another");
+    let config = config(source, model_args, &Environment::read())?;
+    let (threads, kernels) = {
+        // The server makes its own.
+        let compute = serve::compute(&config.engine)?;
+        (compute.num_threads(), compute.kernels().to_string())
+    };
+    let runtime = serve::runtime()?;
+    let server = serve::start(&config, Door::Open, &runtime)?;
+    let engine =
+        server.first_generator().context("--model: makes vectors; --over-http measures a model that generates")?;
+    let vocab = engine.rules().input_vocab_size;
+    let answers = server.serve_while(&runtime, |url| {
+        let clients = Clients { agent: agent(), url: format!("{url}/v1/completions"), engine, load, vocab };
+        clients.in_turns(rounds, &SystemClock::new())
+    })?;
+    let report = Report {
+        model: config.models[0].name.clone(),
+        threads,
+        kernels,
+        prompt_tokens: load.prompt_tokens,
+        generate_tokens: load.generate_tokens,
+        straight: Figures::of(load, answers.iter().map(|[straight, _]| straight)),
+        over_http: Figures::of(load, answers.iter().map(|[_, http]| http)),
+        generating: left(&answers, Answer::generating),
+        whole: left(&answers, |answer| answer.to_its_end),
+    };
+    if output.json { output::json(&report) } else { print(&report, rounds) }
+}
+
+/// Of a server on a loopback port that nobody else is told.
+fn config(source: &str, model_args: &ModelArgs, environment: &Environment) -> Result<Config> {
+    let mut written = model_args.clone().written();
+    written.server.listen = Some(Listen::ANY_LOOPBACK_PORT);
+    written.models = Some(vec![WrittenModel::of(source)]);
+    Ok(Config::check(written, environment)?)
+}
+
+struct Clients {
+    agent: Agent,
+    url: String,
+    engine: EngineHandle,
+    load: Workload,
+    /// Token ids that the model reads.
+    vocab: usize,
+}
+
+impl Clients {
+    /// Straight and over HTTP, of each round, behind one that is not measured: it touches memory and wakes threads.
+    fn in_turns(&self, rounds: usize, clock: &dyn Clock) -> Result<Vec<[Answer; 2]>> {
+        const SAID_EVERY: Duration = Duration::from_secs(5);
+        let mut said = clock.now();
+        let mut answers = Vec::with_capacity(rounds);
+        for round in 0..=rounds {
+            // Whoever is first in one round is second in the next.
+            let order = if round % 2 == 0 { [Way::Straight, Way::OverHttp] } else { [Way::OverHttp, Way::Straight] };
+            let mut both =
+                [self.ask(order[0], 2 * round as u64, clock)?, self.ask(order[1], 2 * round as u64 + 1, clock)?];
+            if order[0] == Way::OverHttp {
+                both.swap(0, 1);
+            }
+            if round > 0 {
+                answers.push(both);
+            }
+            if clock.now() - said >= SAID_EVERY {
+                said = clock.now();
+                tell!("{round} of {rounds} rounds");
+            }
+        }
+        Ok(answers)
+    }
+
+    /// No two prompts begin alike: `seed` makes each.
+    fn ask(&self, way: Way, seed: u64, clock: &dyn Clock) -> Result<Answer> {
+        match way {
+            Way::Straight => self.ask_engine(seed, clock),
+            Way::OverHttp => self.ask_server(seed, clock),
+        }
+    }
+
+    fn ask_engine(&self, seed: u64, clock: &dyn Clock) -> Result<Answer> {
+        let began = clock.now();
+        let mut events = self.engine.submit(request(self.load, self.vocab, seed)).context("the engine refuses")?;
+        let mut first = None;
+        while let Some(event) = events.blocking_next() {
+            match event {
+                Event::Token(_) => _ = first.get_or_insert_with(|| clock.now() - began),
+                Event::Failed { error, .. } => return Err(error).context("the engine failed"),
+                Event::PromptLogprobs(_) | Event::Finished { .. } => {}
+            }
+        }
+        Ok(Answer { to_first_token: first.context("no token came")?, to_its_end: clock.now() - began })
+    }
+
+    fn ask_server(&self, seed: u64, clock: &dyn Clock) -> Result<Answer> {
+        let Workload { prompt_tokens, generate_tokens, .. } = self.load;
+        let body = json!({
+            "model": self.engine.name(),
+            "prompt": prompt(prompt_tokens, self.vocab, seed),
+            "max_tokens": generate_tokens,
+            "ignore_eos": true,
+            "temperature": 0,
+            "stream": true,
+            "stream_options": {"include_usage": true},
+        })
+        .to_string();
+        let began = clock.now();
+        let response = self.agent.post(&self.url).content_type("application/json").send(body);
+        let mut response = response.context("the server does not answer")?;
+        let status = response.status();
+        if !status.is_success() {
+            anyhow::bail!("{status}: {}", response.body_mut().read_to_string()?);
+        }
+        let (mut first, mut last) = (None, String::new());
+        for line in BufReader::new(response.into_body().into_reader()).lines() {
+            let line = line.context("the answer broke off")?;
+            let Some(event) = line.strip_prefix("data: {") else { continue };
+            first.get_or_insert_with(|| clock.now() - began);
+            last = format!("{{{event}");
+        }
+        let to_its_end = clock.now() - began;
+        let generated = serde_json::from_str::<Value>(&last)?["usage"]["completion_tokens"].as_u64();
+        ensure!(
+            generated == Some(generate_tokens as u64),
+            "instead of {generate_tokens} tokens came {generated:?}: {last}"
+        );
+        Ok(Answer { to_first_token: first.context("no token came")?, to_its_end })
+    }
+}
+
+impl Answer {
+    fn generating(&self) -> Duration {
+        self.to_its_end.saturating_sub(self.to_first_token)
+    }
+}
+
+impl Figures {
+    fn of<'a>(load: Workload, answers: impl Iterator<Item = &'a Answer> + Clone) -> Self {
+        let rate = |answer: &Answer| per_second(load.generate_tokens as f64 - 1.0, answer.generating());
+        Self {
+            first_token_s: Quartiles::of(answers.clone().map(|answer| answer.to_first_token.as_secs_f64())).median,
+            tokens_per_s: Quartiles::of(answers.map(rate)).median,
+        }
+    }
+}
+
+fn left(answers: &[[Answer; 2]], time: impl Fn(&Answer) -> Duration) -> Quartiles {
+    Quartiles::of(answers.iter().map(|[straight, http]| time(straight).as_secs_f64() / time(http).as_secs_f64()))
+}
+
+impl Quartiles {
+    /// Of at least one number.
+    fn of(numbers: impl Iterator<Item = f64>) -> Self {
+        let mut numbers: Vec<f64> = numbers.collect();
+        numbers.sort_by(f64::total_cmp);
+        let at = |part: usize| numbers[(numbers.len() - 1) * part / 4];
+        Self { first: at(1), median: at(2), third: at(3) }
+    }
+}
+
+fn print(report: &Report, rounds: usize) -> Result<()> {
+    let Report { model, threads, kernels, prompt_tokens, generate_tokens, .. } = report;
+    output::line(format_args!("{model}: {}, {kernels} kernels", super::in_threads(*threads)))?;
+    output::line(format_args!("{prompt_tokens} prompt tokens, {generate_tokens} generated, {rounds} rounds in turns"))?;
+    output::line(format_args!("{:<10}{:>16}{:>16}", "", "FIRST TOKEN ms", "DECODE tok/s"))?;
+    for (way, figures) in [("straight", &report.straight), ("over HTTP", &report.over_http)] {
+        output::line(format_args!("{way:<10}{:>16.1}{:>16.1}", figures.first_token_s * 1e3, figures.tokens_per_s))?;
+    }
+    for (what, Quartiles { first, median, third }) in
+        [("generating", report.generating), ("whole answers", report.whole)]
+    {
+        output::line(format_args!("left over HTTP, {what}: {median:.3} [{first:.3}, {third:.3}]"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(to_first_token: u64, to_its_end: u64) -> Answer {
+        let [to_first_token, to_its_end] = [to_first_token, to_its_end].map(Duration::from_millis);
+        Answer { to_first_token, to_its_end }
+    }
+
+    #[test]
+    fn what_is_left_is_of_the_two_answers_of_a_round() {
+        // The second round came while the machine was half as fast, which is in both of its answers.
+        let answers = [[answer(100, 1000), answer(100, 1100)], [answer(200, 2000), answer(200, 2200)]];
+        assert_eq!(left(&answers, Answer::generating), Quartiles { first: 0.9, median: 0.9, third: 0.9 });
+        let whole = left(&answers, |answer| answer.to_its_end);
+        assert!((whole.median - 1.0 / 1.1).abs() < 1e-12, "{whole:?}");
+    }
+
+    #[test]
+    fn rates_are_of_the_tokens_behind_the_first_one() {
+        let load = Workload { batch: 1, prompt_tokens: 4, generate_tokens: 10 };
+        let figures = Figures::of(load, [answer(100, 1000), answer(300, 3000), answer(100, 1000)].iter());
+        assert_eq!((figures.first_token_s, figures.tokens_per_s), (0.1, 10.0));
+    }
+
+    #[test]
+    fn quartiles_are_numbers_that_were_measured() {
+        let of = |numbers: &[f64]| Quartiles::of(numbers.iter().copied());
+        assert_eq!(of(&[5.0, 1.0, 3.0, 2.0, 4.0]), Quartiles { first: 2.0, median: 3.0, third: 4.0 });
+        assert_eq!(of(&[7.0]), Quartiles { first: 7.0, median: 7.0, third: 7.0 });
+    }
+}
