@@ -26,17 +26,12 @@ pub(super) const VISIT: usize = TILES_OF_VISIT * KV_TILE;
 /// the first-level cache holds them beside what is at work.
 const HEADS_AHEAD: usize = 3;
 
-/// One tile of keys and values of one head; behind each of them the scales of its rows, if it has any.
-pub(super) struct KvTile<'a, E> {
-    /// `[head_dim, KV_TILE]`
-    pub(super) k: &'a [E],
-    /// `[KV_TILE, padded_head_dim]`
-    pub(super) v: &'a [E],
-}
-
 /// Which tile of the caches, of the layer's first head.
 #[derive(Clone, Copy)]
 pub(super) struct TileIndex(usize);
+
+/// Which tile, and of which K/V head.
+pub(super) type HeadTile = (TileIndex, usize);
 
 /// Some tiles of some heads in their turn; the first stands at a multiple of as many. Where several heads wait for memory, what lies
 /// side by side in a block of the cache is read in its order: here four blocks of a tile each, and two heads,
@@ -86,29 +81,35 @@ impl<E: Cached> Attention<'_, E> {
         TileIndex((block * block_size + position % block_size) / KV_TILE)
     }
 
+    /// One tile of keys of one head, `[head_dim, KV_TILE]`; behind it the scales of its rows, if it has any.
     #[inline(always)]
-    pub(super) fn kv_tile(&self, TileIndex(first): TileIndex, kv_head: usize) -> KvTile<'_, E> {
+    pub(super) fn keys(&self, of: HeadTile) -> &[E] {
+        self.tile(self.k, self.layer.head_dim(), of)
+    }
+
+    /// One of values, `[KV_TILE, padded_head_dim]`, and the scales of its rows.
+    #[inline(always)]
+    pub(super) fn values(&self, of: HeadTile) -> &[E] {
+        self.tile(self.v, self.layer.padded_head_dim(), of)
+    }
+
+    #[inline(always)]
+    fn tile<'b>(&self, all: &'b [E], width: usize, (TileIndex(first), kv_head): HeadTile) -> &'b [E] {
         let tile = first + kv_head * (self.layer.block_size() / KV_TILE);
-        let widths = [self.layer.head_dim(), self.layer.padded_head_dim()];
-        let [k_len, v_len] = widths.map(|width| KV_TILE * width + E::SCALES_LEN);
-        KvTile { k: &self.k[tile * k_len..][..k_len], v: &self.v[tile * v_len..][..v_len] }
+        let len = KV_TILE * width + E::SCALES_LEN;
+        &all[tile * len..][..len]
     }
 
     /// What to ask for while `tile` is read, one of `num_tiles` that are read together: its like [`HEADS_AHEAD`] heads later, which
     /// behind the last head is a first one's, so many tiles further.
     #[inline(always)]
-    pub(super) fn kv_tile_ahead(
-        &self,
-        visit: &Visit<'_>,
-        (tile, kv_head): (usize, usize),
-        num_tiles: usize,
-    ) -> KvTile<'_, E> {
+    pub(super) fn ahead(&self, visit: &Visit<'_>, (tile, kv_head): (usize, usize), num_tiles: usize) -> HeadTile {
         let num_heads = visit.kv_heads.len();
         let next = kv_head + HEADS_AHEAD.min(num_heads);
         if next < visit.kv_heads.end {
-            self.kv_tile(visit.tiles[tile], next)
+            (visit.tiles[tile], next)
         } else {
-            self.kv_tile(visit.tiles[tile + num_tiles], next - num_heads)
+            (visit.tiles[tile + num_tiles], next - num_heads)
         }
     }
 
@@ -196,7 +197,7 @@ impl<E: Cached> Attention<'_, E> {
                 let (weights, factor) = weigh::<P>(scores, scale, keys.clone(), sums);
                 let places = scores.chunks_exact_mut(KV_TILE / E::ROWS_OF_STEP);
                 for ((to, weights), &tile) in places.zip(weights).zip(&visit.tiles) {
-                    let values = self.kv_tile(tile, state.kv_head).v;
+                    let values = self.values((tile, state.kv_head));
                     E::put_weights(weights, E::scales(&values[KV_TILE * padded..]), to);
                 }
                 factor
@@ -214,7 +215,7 @@ impl<E: Cached> Attention<'_, E> {
     #[inline(always)]
     fn finish_scores(&self, scores: &mut [f32; VISIT], visit: &Visit<'_>, token: usize, query_head: usize) -> f32 {
         for (scores, &tile) in scores.as_chunks_mut().0.iter_mut().zip(&visit.tiles) {
-            let keys = self.kv_tile(tile, query_head / self.group).k;
+            let keys = self.keys((tile, query_head / self.group));
             multiply_by(scores, E::scales(&keys[KV_TILE * self.layer.head_dim()..]));
         }
         let params = self.params;
@@ -276,13 +277,12 @@ impl<E: Cached> Attention<'_, E> {
         ScoresAt { row, tile, in_turn }: ScoresAt,
     ) -> Scores<E, ROWS, TILES> {
         let head_dim = self.layer.head_dim();
-        let of_tile = |index| self.kv_tile(visit.tiles[tile + index], state.kv_head);
-        let ahead_of_tile = |index| self.kv_tile_ahead(visit, (tile + index, state.kv_head), in_turn);
+        let ahead_of = |index| self.ahead(visit, (tile + index, state.kv_head), in_turn);
         Scores {
             queries: state.q[row * head_dim..].as_ptr().cast(),
             head_dim,
-            keys: std::array::from_fn(|index| of_tile(index).k.as_ptr()),
-            ahead: std::array::from_fn(|index| ahead_of_tile(index).k.as_ptr()),
+            keys: std::array::from_fn(|index| self.keys((visit.tiles[tile + index], state.kv_head)).as_ptr()),
+            ahead: std::array::from_fn(|index| self.keys(ahead_of(index)).as_ptr()),
             to: state.weights[row * VISIT + tile * KV_TILE..].as_mut_ptr(),
         }
     }
