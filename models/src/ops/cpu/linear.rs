@@ -24,7 +24,7 @@ use super::panels::{PANEL, PanelData, Panels};
 use super::product::{Part, Product, Sink, Tasks};
 use super::rounded_rows::RoundedRows;
 use super::target::Target;
-use super::tile::{self, CacheLevel, Factors, SideBySide, Weight, panels_together, with_rows};
+use super::tile::{self, CacheLevel, Factors, Prefetch, SideBySide, Weight, panels_together, with_panels, with_rows};
 use super::view::Rows;
 use crate::ops::{Compute, Float, Gate, Matrix, MatrixView};
 use crate::{ActivationDtype, ModelError};
@@ -234,11 +234,9 @@ impl<'a, W: Weight> Linear<'a, W> {
             place.next_panel = if next < end { next } else { next_panel };
             // SAFETY: several panels stay below `full_end`; the caller vouches for the rest.
             unsafe {
-                with_rows!(num_rows, I::TILE_ROWS, ROWS => match together {
-                    4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<W, ROWS, 4> { linear: self, place: place.clone(), target }),
-                    2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<W, ROWS, 2> { linear: self, place: place.clone(), target }),
-                    _ => I::apart(Tile::<W, ROWS, 1> { linear: self, place: place.clone(), target }),
-                });
+                with_rows!(num_rows, I::TILE_ROWS, ROWS => with_panels!(I, ROWS, together, [4 2], PANELS => {
+                    I::apart(Tile::<W, ROWS, PANELS> { linear: self, place: place.clone(), target });
+                }));
             }
             place.panel += together;
         }
@@ -282,7 +280,7 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
                 w: SideBySide { first: w, stride: depth * PANEL },
                 w_stride: PANEL,
                 depth: k_len,
-                ahead: tile::Ahead {
+                ahead: Prefetch {
                     panels: SideBySide { first: ahead, stride: depth * PANEL },
                     stride: ahead_stride,
                     to: CacheLevel::Second,

@@ -41,6 +41,25 @@ pub(super) fn panels_together<I: Instructions>(num_rows: usize, most: usize) -> 
     1 << (I::TILE_SUMS / num_rows).min(most).clamp(1, 8).ilog2()
 }
 
+/// Runs `$call` with the constant `$PANELS` that equals `$together`, which [`panels_together`] gave for `$ROWS` rows: one of the list, in
+/// descending order, or 1. Whose sums do not fit the registers is not even compiled.
+macro_rules! with_panels {
+    ($I:ident, $ROWS:ident, $together:expr, [$($most:literal)*], $PANELS:ident => $call:expr) => {
+        match $together {
+            $($most if const { $most * $ROWS <= $I::TILE_SUMS } => {
+                const $PANELS: usize = $most;
+                $call
+            })*
+            together => {
+                debug_assert_eq!(together, 1, "a tile has as many panels as registers hold the sums of");
+                const $PANELS: usize = 1;
+                $call
+            }
+        }
+    };
+}
+pub(super) use with_panels;
+
 /// Running sums of `ROWS` rows by `PANELS` panels of 16 columns.
 pub(super) type Sums<L, const ROWS: usize, const PANELS: usize> = [[L; PANELS]; ROWS];
 
@@ -123,11 +142,11 @@ pub(super) struct Factors<W: Weight, P = SideBySide<W>> {
     pub(super) w: P,
     pub(super) w_stride: usize,
     pub(super) depth: usize,
-    pub(super) ahead: Ahead<P>,
+    pub(super) ahead: Prefetch<P>,
 }
 
 /// Where panels stand.
-pub(super) trait Panels<W>: Copy {
+pub(super) trait PanelStarts<W>: Copy {
     fn panel(&self, panel: usize) -> *const W;
 }
 
@@ -138,7 +157,7 @@ pub(super) struct SideBySide<W> {
     pub(super) stride: usize,
 }
 
-impl<W: Copy> Panels<W> for SideBySide<W> {
+impl<W: Copy> PanelStarts<W> for SideBySide<W> {
     #[inline(always)]
     fn panel(&self, panel: usize) -> *const W {
         self.first.wrapping_add(panel * self.stride)
@@ -146,7 +165,7 @@ impl<W: Copy> Panels<W> for SideBySide<W> {
 }
 
 /// Each anywhere.
-impl<W, const PANELS: usize> Panels<W> for [*const W; PANELS] {
+impl<W, const PANELS: usize> PanelStarts<W> for [*const W; PANELS] {
     #[inline(always)]
     fn panel(&self, panel: usize) -> *const W {
         self[panel]
@@ -155,7 +174,7 @@ impl<W, const PANELS: usize> Panels<W> for [*const W; PANELS] {
 
 /// What will be read later: step `k` asks for what is at `panels.panel(panel)[k * stride]`. It need not be valid.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead<P> {
+pub(super) struct Prefetch<P> {
     pub(super) panels: P,
     pub(super) stride: usize,
     pub(super) to: CacheLevel,
@@ -175,7 +194,7 @@ impl<W: Weight> Factors<W> {
     pub(super) fn split(self, steps: usize, ahead: *const W) -> [Self; 2] {
         let x = self.x.wrapping_add(steps);
         let w = SideBySide { first: self.w.first.wrapping_add(steps * self.w_stride), ..self.w };
-        let ahead = Ahead { panels: SideBySide { first: ahead, ..self.ahead.panels }, ..self.ahead };
+        let ahead = Prefetch { panels: SideBySide { first: ahead, ..self.ahead.panels }, ..self.ahead };
         [Self { depth: steps, ..self }, Self { x, w, depth: self.depth - steps, ahead, ..self }]
     }
 }
@@ -185,7 +204,7 @@ impl<W: Weight> Factors<W> {
 /// # Safety
 /// The CPU must have the instructions; `factors` must be valid for `ROWS` rows and `PANELS` panels.
 #[inline(always)]
-pub(super) unsafe fn multiply<I: Instructions, W: Weight, P: Panels<W>, const ROWS: usize, const PANELS: usize>(
+pub(super) unsafe fn multiply<I: Instructions, W: Weight, P: PanelStarts<W>, const ROWS: usize, const PANELS: usize>(
     factors: Factors<W, P>,
     mut sums: Sums<I::Panel, ROWS, PANELS>,
 ) -> Sums<I::Panel, ROWS, PANELS> {
@@ -211,7 +230,7 @@ const MEMORY_BOUND_ROWS: usize = 2;
 /// As [`multiply`]; `k` is below the depth.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "rows and panels index the factors and the sums alike")]
-unsafe fn step<I: Instructions, W: Weight, P: Panels<W>, const ROWS: usize, const PANELS: usize>(
+unsafe fn step<I: Instructions, W: Weight, P: PanelStarts<W>, const ROWS: usize, const PANELS: usize>(
     factors: &Factors<W, P>,
     k: usize,
     mut sums: Sums<I::Panel, ROWS, PANELS>,

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::super::instructions::{Instructions, Piece};
 use super::super::lanes::Lanes;
-use super::super::tile::{self, Ahead, CacheLevel, Factors, SideBySide};
+use super::super::tile::{self, CacheLevel, Factors, Prefetch, SideBySide};
 use super::super::vector::{Arithmetic, Sixteen, Vector};
 use super::paired::Cached;
 use super::visit::VISIT;
@@ -43,7 +43,7 @@ impl<E: Cached, const ROWS: usize, const TILES: usize> Piece for Scores<E, ROWS,
             w: self.keys,
             w_stride: stride,
             depth: self.head_dim / E::ROWS_OF_STEP,
-            ahead: Ahead { panels: self.ahead, stride, to: CacheLevel::First },
+            ahead: Prefetch { panels: self.ahead, stride, to: CacheLevel::First },
         };
         // SAFETY: passed on.
         unsafe {
@@ -79,7 +79,7 @@ impl<E: Cached, const ROWS: usize, const PANELS: usize> Piece for Values<'_, E, 
                     w: SideBySide { first: w, stride: KV_TILE },
                     w_stride: E::ROWS_OF_STEP * self.width,
                     depth: self.num_steps,
-                    ahead: Ahead {
+                    ahead: Prefetch {
                         panels: SideBySide { first: ahead, stride: E::ROWS_OF_STEP * KV_TILE },
                         stride: PANELS * E::ROWS_OF_STEP * KV_TILE,
                         to: CacheLevel::First,

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::super::instructions::Instructions;
 use super::super::lanes::Lanes;
-use super::super::tile::{panels_together, with_rows};
+use super::super::tile::{panels_together, with_panels, with_rows};
 use super::Attention;
 use super::heads::ChunkState;
 use super::paired::Cached;
@@ -128,12 +128,9 @@ impl<E: Cached> Attention<'_, E> {
                 let (num_steps, width) = (keys.len() / E::ROWS_OF_STEP, padded);
                 // SAFETY: `num_rows` rows of weights and outputs; columns below `padded`; as many rows of values as keys.
                 unsafe {
-                    with_rows!(num_rows, I::TILE_ROWS, ROWS => match panels {
-                        8 if const { 8 * ROWS <= I::TILE_SUMS } => I::apart(Values::<E, ROWS, 8> { weights, tiles, num_steps, width, to }),
-                        4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(Values::<E, ROWS, 4> { weights, tiles, num_steps, width, to }),
-                        2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(Values::<E, ROWS, 2> { weights, tiles, num_steps, width, to }),
-                        _ => I::apart(Values::<E, ROWS, 1> { weights, tiles, num_steps, width, to }),
-                    });
+                    with_rows!(num_rows, I::TILE_ROWS, ROWS => with_panels!(I, ROWS, panels, [8 4 2], PANELS => {
+                        I::apart(Values::<E, ROWS, PANELS> { weights, tiles, num_steps, width, to });
+                    }));
                 }
                 column += panels * KV_TILE;
             }

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::super::instructions::Instructions;
-use super::super::tile::{panels_together, with_rows};
+use super::super::tile::{panels_together, with_panels, with_rows};
 use super::super::vector::Sixteen;
 use super::Attention;
 use super::heads::{ChunkState, HeadStates};
@@ -255,14 +255,9 @@ impl<E: Cached> Attention<'_, E> {
                 // SAFETY: as many rows of `head_dim` queries and of scores, those of a visit's tiles, of which there are so many from
                 // here on; a tile is `head_dim` by `KV_TILE`.
                 unsafe {
-                    with_rows!(num_rows, I::TILE_ROWS, ROWS => match together {
-                        4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(self.scores_of::<ROWS, 4>(state, visit, place)),
-                        2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(self.scores_of::<ROWS, 2>(state, visit, place)),
-                        _ => {
-                            debug_assert_eq!(together, 1);
-                            I::apart(self.scores_of::<ROWS, 1>(state, visit, place));
-                        }
-                    });
+                    with_rows!(num_rows, I::TILE_ROWS, ROWS => with_panels!(I, ROWS, together, [4 2], TILES => {
+                        I::apart(self.scores_of::<ROWS, TILES>(state, visit, place));
+                    }));
                 }
                 tile += together;
             }
