@@ -9,11 +9,12 @@ use std::thread::JoinHandle;
 use candle_core::{CpuStorage, Storage, Tensor};
 
 use super::pool::OnProcessors;
-use super::system::Memory;
+use super::system::{Memory, give_way};
 use crate::ops::ProcessorSet;
 
-/// What one call asks for: the system holds the process's memory map meanwhile.
-const CHUNK_BYTES: usize = 4 << 20;
+/// What one call asks for, a huge page: the system holds the process's memory map meanwhile, and whoever wants to change that waits for
+/// a thread that gives way to all others.
+const CHUNK_BYTES: usize = 2 << 20;
 
 /// A thread that takes memory. Dropped, it is told to stop.
 #[derive(Debug)]
@@ -29,16 +30,30 @@ pub(crate) fn populate(tensors: Vec<Tensor>, processors: Option<ProcessorSet>) -
     let stopped = Arc::clone(&stop);
     let work = move || {
         let _here = OnProcessors::bind(processors.as_ref());
-        tensors.into_iter().try_for_each(|tensor| take_all(&tensor, &stopped))
+        // Beside the first answers it would take a third of two processors for seconds. Where it cannot, it takes its share.
+        let _ = give_way();
+        take_all(&tensors, &stopped)
     };
     let thread = std::thread::Builder::new().name("populate".into()).spawn(work)?;
     Ok(Populating { stop, thread: Some(thread) })
 }
 
-fn take_all(tensor: &Tensor, stopped: &AtomicBool) -> io::Result<()> {
-    let Some(memory) = memory_of(tensor) else { return Ok(()) };
-    let mut pieces = memory.pieces(CHUNK_BYTES).take_while(|_| !stopped.load(Ordering::Relaxed));
-    pieces.try_for_each(Memory::populate)
+/// The beginnings of all tensors first: the first blocks of a cache, which the first sequences get, have a part in each.
+fn take_all(tensors: &[Tensor], stopped: &AtomicBool) -> io::Result<()> {
+    let mut left: Vec<_> = tensors.iter().filter_map(memory_of).map(|memory| memory.pieces(CHUNK_BYTES)).collect();
+    let mut round = Vec::with_capacity(left.len());
+    loop {
+        round.extend(left.iter_mut().filter_map(Iterator::next));
+        if round.is_empty() {
+            return Ok(());
+        }
+        for piece in round.drain(..) {
+            if stopped.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            piece.populate()?;
+        }
+    }
 }
 
 impl Populating {

@@ -41,8 +41,8 @@ pub(super) fn panels_together<I: Instructions>(num_rows: usize, most: usize) -> 
     1 << (I::TILE_SUMS / num_rows).min(most).clamp(1, 8).ilog2()
 }
 
-/// Runs `$call` with the constant `$PANELS` that equals `$together`, which [`panels_together`] gave for `$ROWS` rows: one of the list, in
-/// descending order, or 1. Whose sums do not fit the registers is not even compiled.
+/// Runs `$call` with the constant `$PANELS` that equals `$together`, what [`panels_together`] gave for `$ROWS` rows or a smaller power of
+/// two: one of the list, in descending order, or 1. Whose sums do not fit the registers is not even compiled.
 macro_rules! with_panels {
     ($I:ident, $ROWS:ident, $together:expr, [$($most:literal)*], $PANELS:ident => $call:expr) => {
         match $together {

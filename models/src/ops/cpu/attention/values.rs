@@ -83,7 +83,7 @@ impl<E: Cached> Attention<'_, E> {
         (tile, key): (usize, usize),
     ) {
         let padded = self.layer.padded_head_dim();
-        let values = &self.values((visit.tiles[tile], state.kv_head))[key * padded..(key + 1) * padded];
+        let values = &self.values_of((visit.tiles[tile], state.kv_head))[key * padded..(key + 1) * padded];
         for row in rows {
             let factor = state.weights[row * VISIT + (tile * KV_TILE + key) / E::ROWS_OF_STEP];
             let out = &mut state.sums.out[row * padded..(row + 1) * padded];
@@ -116,10 +116,10 @@ impl<E: Cached> Attention<'_, E> {
                 let panels = panels_together::<I>(num_rows, (padded - column) / KV_TILE);
                 let mut starts = [[std::ptr::null(); 2]; TILES_OF_VISIT];
                 for (start, tile) in starts.iter_mut().zip(tiles.clone()) {
-                    let next = self.values(self.ahead(visit, (tile, state.kv_head), tiles.len()));
+                    let next = self.values_of(self.ahead(visit, (tile, state.kv_head), tiles.len()));
                     // In the order of its addresses, which is not that of its use where there are several passes.
                     let ahead = next.as_ptr().wrapping_add(column * KV_TILE);
-                    let values = self.values((visit.tiles[tile], state.kv_head));
+                    let values = self.values_of((visit.tiles[tile], state.kv_head));
                     *start = [values[keys.start * padded + column..].as_ptr(), ahead];
                 }
                 let tiles = &starts[..tiles.len()];

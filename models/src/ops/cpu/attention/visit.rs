@@ -83,13 +83,13 @@ impl<E: Cached> Attention<'_, E> {
 
     /// One tile of keys of one head, `[head_dim, KV_TILE]`; behind it the scales of its rows, if it has any.
     #[inline(always)]
-    pub(super) fn keys(&self, of: HeadTile) -> &[E] {
+    fn keys_of(&self, of: HeadTile) -> &[E] {
         self.tile(self.k, self.layer.head_dim(), of)
     }
 
     /// One of values, `[KV_TILE, padded_head_dim]`, and the scales of its rows.
     #[inline(always)]
-    pub(super) fn values(&self, of: HeadTile) -> &[E] {
+    pub(super) fn values_of(&self, of: HeadTile) -> &[E] {
         self.tile(self.v, self.layer.padded_head_dim(), of)
     }
 
@@ -197,7 +197,7 @@ impl<E: Cached> Attention<'_, E> {
                 let (weights, factor) = weigh::<P>(scores, scale, keys.clone(), sums);
                 let places = scores.chunks_exact_mut(KV_TILE / E::ROWS_OF_STEP);
                 for ((to, weights), &tile) in places.zip(weights).zip(&visit.tiles) {
-                    let values = self.values((tile, state.kv_head));
+                    let values = self.values_of((tile, state.kv_head));
                     E::put_weights(weights, E::scales(&values[KV_TILE * padded..]), to);
                 }
                 factor
@@ -215,7 +215,7 @@ impl<E: Cached> Attention<'_, E> {
     #[inline(always)]
     fn finish_scores(&self, scores: &mut [f32; VISIT], visit: &Visit<'_>, token: usize, query_head: usize) -> f32 {
         for (scores, &tile) in scores.as_chunks_mut().0.iter_mut().zip(&visit.tiles) {
-            let keys = self.keys((tile, query_head / self.group));
+            let keys = self.keys_of((tile, query_head / self.group));
             multiply_by(scores, E::scales(&keys[KV_TILE * self.layer.head_dim()..]));
         }
         let params = self.params;
@@ -276,8 +276,8 @@ impl<E: Cached> Attention<'_, E> {
         Scores {
             queries: state.q[row * head_dim..].as_ptr().cast(),
             head_dim,
-            keys: std::array::from_fn(|index| self.keys((visit.tiles[tile + index], state.kv_head)).as_ptr()),
-            ahead: std::array::from_fn(|index| self.keys(ahead_of(index)).as_ptr()),
+            keys: std::array::from_fn(|index| self.keys_of((visit.tiles[tile + index], state.kv_head)).as_ptr()),
+            ahead: std::array::from_fn(|index| self.keys_of(ahead_of(index)).as_ptr()),
             to: state.weights[row * VISIT + tile * KV_TILE..].as_mut_ptr(),
         }
     }
