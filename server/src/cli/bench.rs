@@ -41,7 +41,7 @@ Examples:
   passerelle bench --model ./checkpoint --dtype f32 --json
   passerelle bench --model ./checkpoint --prompt 8192 --generate 32 --batch 1   a long context, which takes its time
   passerelle bench --model ./checkpoint --profile      which ops the steps spend their time in
-  passerelle bench --model ./checkpoint --over-http 20  what one stream loses on its way over HTTP
+  passerelle bench --model ./checkpoint --over-http 20 what one stream loses on its way over HTTP
   passerelle bench --suite gpu --device cuda:0         random weights of real shapes, and what a card is judged by
   passerelle bench --model ./checkpoint --batch 32 --tariff 2026-12-01 --card a100 >tariff.toml
 
@@ -51,7 +51,7 @@ by the same threads (on a GPU at the start, by copies and products of large matr
 with the keys and values that generating reads, and without the products of attention. A model that fits the caches can pass
 100 % of it.";
 
-/// Measure the engine alone: tokens per second and the share of this machine's limit.
+/// Measure the engine: tokens per second and the share of this machine's limit, or what is left of them over HTTP.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct BenchArgs {
@@ -143,12 +143,7 @@ impl BenchArgs {
             Some(times) => compute.timed(Arc::clone(times)),
             None => compute,
         };
-        if let Some(warning) = serve::warning_of_threads(&config.engine) {
-            tell!("warning: {warning}");
-        }
-        if cfg!(debug_assertions) {
-            tell!("warning: built without --release; these figures are not the machine's");
-        }
+        warn_of_figures(&config.engine);
         let hashes = serve::KeptHashes::open(&config.server.data_dir);
         let means = serve::Means { hub: &config.hub, compute: &compute, hashes: &hashes };
         let loaded = serve::load(&config.models[0], means)?;
@@ -345,6 +340,16 @@ impl Bench {
 
     fn run(&self, load: Workload, round: u64) -> Result<Measured> {
         self.runner.run(load, round)
+    }
+}
+
+/// What makes them say less of the machine than they seem to.
+fn warn_of_figures(config: &EngineConfig) {
+    if let Some(warning) = serve::warning_of_threads(config) {
+        tell!("warning: {warning}");
+    }
+    if cfg!(debug_assertions) {
+        tell!("warning: built without --release; these figures are not the machine's");
     }
 }
 

@@ -240,7 +240,8 @@ fn bench_holds_answers_over_http_against_the_engine_s_own() {
         assert!(positive(&figures["first_token_s"]) && positive(&figures["tokens_per_s"]), "{way}: {report}");
     }
     for left in ["generating", "whole"] {
-        let [first, median, third] = ["first", "median", "third"].map(|part| report[left][part].as_f64());
+        let [first, median, third] =
+            ["first", "median", "third"].map(|part| report["left_over_http"][left][part].as_f64());
         assert!(Some(0.0) < first && first <= median && median <= third, "{left}: {report}");
     }
 }
@@ -248,10 +249,12 @@ fn bench_holds_answers_over_http_against_the_engine_s_own() {
 #[test]
 fn bench_says_what_it_cannot_hold_against_http() {
     let state = State::new();
+    let encoder = format!("{}/../models/tests/fixtures/encoders/bert", env!("CARGO_MANIFEST_DIR"));
     let refusals = [
         (&["--generate", "1"][..], "error: --generate: "),
         (&["--prompt", "100000"], "error: the engine refuses: "),
         (&["--batch", "2"], "error: the argument '--over-http <ROUNDS>' cannot be used with '--batch"),
+        (&["--model", &encoder], "error: --model: makes vectors"),
     ];
     for (options, refusal) in refusals {
         let output = state.command(&["bench", "--over-http", "1"]).args(options).output().expect("it runs");

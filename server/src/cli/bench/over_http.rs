@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use passerelle::config::{Config, Environment, Listen, WrittenModel};
 use passerelle_engine::clock::{Clock, SystemClock};
@@ -20,10 +20,13 @@ use crate::cli::numbers::count;
 use crate::cli::output::{self, OutputArgs};
 use crate::serve::{self, Door};
 
+/// As long as a server lets one take.
+const LONGEST_ANSWER: Duration = Duration::from_secs(1800);
+
 #[derive(Debug, Args)]
 pub(super) struct OverHttpArgs {
     /// Instead of batches: serve the model in this process and generate one answer at a time, straight from the engine and over HTTP in
-    /// turns, so often; say how much of the speed is left over HTTP.
+    /// turns, ROUNDS times; say how much of the speed is left over HTTP.
     #[arg(
         long, value_name = "ROUNDS", value_parser = count::<NonZeroUsize>,
         conflicts_with_all = ["batch", "profile", "tariff", "suite"]
@@ -40,9 +43,11 @@ enum Way {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Answer {
-    /// From before it was asked for,
+    /// From before it was asked for.
     to_first_token: Duration,
     to_its_end: Duration,
+    /// Tokens that could be told apart from the next one.
+    heard: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -52,12 +57,10 @@ struct Report {
     kernels: String,
     prompt_tokens: usize,
     generate_tokens: usize,
+    rounds: usize,
     straight: Figures,
     over_http: Figures,
-    /// Of the speed straight from the engine, what is left over HTTP: of each round's two answers, behind their first tokens,
-    generating: Quartiles,
-    /// and from before the request to the end of the answer.
-    whole: Quartiles,
+    left_over_http: Left,
 }
 
 /// Medians.
@@ -66,6 +69,15 @@ struct Figures {
     first_token_s: f64,
     /// Behind the first token.
     tokens_per_s: f64,
+}
+
+/// Of the speed straight from the engine: of each round's two answers, times over times.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Left {
+    /// From before the request to the end of the answer.
+    whole: Quartiles,
+    /// From the first token on; by how much that one comes later is not in it.
+    generating: Quartiles,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -90,6 +102,7 @@ pub(super) fn run(
 ) -> Result<()> {
     ensure!(load.generate_tokens > 1, "--generate: behind the first token there must be another");
     let config = config(source, model_args, &Environment::read())?;
+    super::warn_of_figures(&config.engine);
     let (threads, kernels) = {
         // The server makes its own.
         let compute = serve::compute(&config.engine)?;
@@ -101,21 +114,30 @@ pub(super) fn run(
         server.first_generator().context("--model: makes vectors; --over-http measures a model that generates")?;
     let vocab = engine.rules().input_vocab_size;
     let answers = server.serve_while(&runtime, |url| {
-        let clients = Clients { agent: agent(), url: format!("{url}/v1/completions"), engine, load, vocab };
-        clients.in_turns(rounds, &SystemClock::new())
+        let (agent, url) = (agent(LONGEST_ANSWER), format!("{url}/v1/completions"));
+        Clients { agent, url, engine, load, vocab, clock: &SystemClock::new() }.in_turns(rounds)
     })?;
+    let unheard: usize = answers.iter().map(|[_, http]| load.generate_tokens.saturating_sub(http.heard)).sum();
+    if unheard > 0 {
+        tell!(
+            "warning: {unheard} tokens had no text of their own over HTTP, so that first tokens may seem later than they were"
+        );
+    }
     let report = Report {
         model: config.models[0].name.clone(),
         threads,
         kernels,
         prompt_tokens: load.prompt_tokens,
         generate_tokens: load.generate_tokens,
+        rounds,
         straight: Figures::of(load, answers.iter().map(|[straight, _]| straight)),
         over_http: Figures::of(load, answers.iter().map(|[_, http]| http)),
-        generating: left(&answers, Answer::generating),
-        whole: left(&answers, |answer| answer.to_its_end),
+        left_over_http: Left {
+            whole: left(&answers, |answer| answer.to_its_end),
+            generating: left(&answers, Answer::generating),
+        },
     };
-    if output.json { output::json(&report) } else { print(&report, rounds) }
+    if output.json { output::json(&report) } else { print(&report) }
 }
 
 /// Of a server on a loopback port that nobody else is told.
@@ -126,34 +148,35 @@ fn config(source: &str, model_args: &ModelArgs, environment: &Environment) -> Re
     Ok(Config::check(written, environment)?)
 }
 
-struct Clients {
+struct Clients<'a> {
     agent: Agent,
     url: String,
     engine: EngineHandle,
     load: Workload,
     /// Token ids that the model reads.
     vocab: usize,
+    clock: &'a dyn Clock,
 }
 
-impl Clients {
+impl Clients<'_> {
     /// Straight and over HTTP, of each round, behind one that is not measured: it touches memory and wakes threads.
-    fn in_turns(&self, rounds: usize, clock: &dyn Clock) -> Result<Vec<[Answer; 2]>> {
+    fn in_turns(&self, rounds: usize) -> Result<Vec<[Answer; 2]>> {
         const SAID_EVERY: Duration = Duration::from_secs(5);
-        let mut said = clock.now();
-        let mut answers = Vec::with_capacity(rounds);
+        tell!("one answer straight and one over HTTP, unmeasured, and then {rounds} rounds");
+        let mut said = self.clock.now();
+        let mut answers = Vec::new();
         for round in 0..=rounds {
             // Whoever is first in one round is second in the next.
             let order = if round % 2 == 0 { [Way::Straight, Way::OverHttp] } else { [Way::OverHttp, Way::Straight] };
-            let mut both =
-                [self.ask(order[0], 2 * round as u64, clock)?, self.ask(order[1], 2 * round as u64 + 1, clock)?];
+            let mut both = [self.ask(order[0], 2 * round as u64)?, self.ask(order[1], 2 * round as u64 + 1)?];
             if order[0] == Way::OverHttp {
                 both.swap(0, 1);
             }
             if round > 0 {
                 answers.push(both);
             }
-            if clock.now() - said >= SAID_EVERY {
-                said = clock.now();
+            if self.clock.now() - said >= SAID_EVERY {
+                said = self.clock.now();
                 tell!("{round} of {rounds} rounds");
             }
         }
@@ -161,60 +184,79 @@ impl Clients {
     }
 
     /// No two prompts begin alike: `seed` makes each.
-    fn ask(&self, way: Way, seed: u64, clock: &dyn Clock) -> Result<Answer> {
+    fn ask(&self, way: Way, seed: u64) -> Result<Answer> {
         match way {
-            Way::Straight => self.ask_engine(seed, clock),
-            Way::OverHttp => self.ask_server(seed, clock),
+            Way::Straight => self.ask_engine(seed),
+            Way::OverHttp => self.ask_server(seed),
         }
     }
 
-    fn ask_engine(&self, seed: u64, clock: &dyn Clock) -> Result<Answer> {
-        let began = clock.now();
-        let mut events = self.engine.submit(request(self.load, self.vocab, seed)).context("the engine refuses")?;
-        let mut first = None;
+    fn ask_engine(&self, seed: u64) -> Result<Answer> {
+        let request = request(self.load, self.vocab, seed);
+        let began = self.clock.now();
+        let mut events = self.engine.submit(request).context("the engine refuses")?;
+        let (mut first, mut heard) = (None, 0);
         while let Some(event) = events.blocking_next() {
             match event {
-                Event::Token(_) => _ = first.get_or_insert_with(|| clock.now() - began),
+                Event::Token(_) => {
+                    first.get_or_insert_with(|| self.clock.now() - began);
+                    heard += 1;
+                }
                 Event::Failed { error, .. } => return Err(error).context("the engine failed"),
                 Event::PromptLogprobs(_) | Event::Finished { .. } => {}
             }
         }
-        Ok(Answer { to_first_token: first.context("no token came")?, to_its_end: clock.now() - began })
+        let to_its_end = self.clock.now() - began;
+        self.check_tokens(heard as u64)?;
+        Ok(Answer { to_first_token: first.context("no token came")?, to_its_end, heard })
     }
 
-    fn ask_server(&self, seed: u64, clock: &dyn Clock) -> Result<Answer> {
+    /// As a client's library would, but for what it makes of the events.
+    fn ask_server(&self, seed: u64) -> Result<Answer> {
+        let body = self.body(seed).to_string();
+        let began = self.clock.now();
+        let response = self.agent.post(&self.url).content_type("application/json").send(body);
+        let mut response = response.context("the server does not answer")?;
+        let status = response.status();
+        if !status.is_success() {
+            bail!("{status}: {}", response.body_mut().read_to_string()?);
+        }
+        let (mut first, mut num_events, mut last) = (None, 0, String::new());
+        for line in BufReader::new(response.into_body().into_reader()).lines() {
+            let line = line.context("the answer broke off")?;
+            let Some(event) = line.strip_prefix("data: ").filter(|event| event.starts_with('{')) else { continue };
+            first.get_or_insert_with(|| self.clock.now() - began);
+            num_events += 1;
+            event.clone_into(&mut last);
+        }
+        let to_its_end = self.clock.now() - began;
+        let usage = &serde_json::from_str::<Value>(&last).unwrap_or_default()["usage"]["completion_tokens"];
+        self.check_tokens(usage.as_u64().with_context(|| format!("the answer broke off behind {last}"))?)?;
+        // The last two say why it ended, and what it took.
+        let heard = usize::saturating_sub(num_events, 2);
+        Ok(Answer { to_first_token: first.context("no token came")?, to_its_end, heard })
+    }
+
+    /// What the engine is asked for straight, whatever the checkpoint's own choices are, and all of its text.
+    fn body(&self, seed: u64) -> Value {
         let Workload { prompt_tokens, generate_tokens, .. } = self.load;
-        let body = json!({
+        json!({
             "model": self.engine.name(),
             "prompt": prompt(prompt_tokens, self.vocab, seed),
             "max_tokens": generate_tokens,
             "ignore_eos": true,
             "temperature": 0,
+            "repetition_penalty": 1,
+            "skip_special_tokens": false,
             "stream": true,
             "stream_options": {"include_usage": true},
         })
-        .to_string();
-        let began = clock.now();
-        let response = self.agent.post(&self.url).content_type("application/json").send(body);
-        let mut response = response.context("the server does not answer")?;
-        let status = response.status();
-        if !status.is_success() {
-            anyhow::bail!("{status}: {}", response.body_mut().read_to_string()?);
-        }
-        let (mut first, mut last) = (None, String::new());
-        for line in BufReader::new(response.into_body().into_reader()).lines() {
-            let line = line.context("the answer broke off")?;
-            let Some(event) = line.strip_prefix("data: {") else { continue };
-            first.get_or_insert_with(|| clock.now() - began);
-            last = format!("{{{event}");
-        }
-        let to_its_end = clock.now() - began;
-        let generated = serde_json::from_str::<Value>(&last)?["usage"]["completion_tokens"].as_u64();
-        ensure!(
-            generated == Some(generate_tokens as u64),
-            "instead of {generate_tokens} tokens came {generated:?}: {last}"
-        );
-        Ok(Answer { to_first_token: first.context("no token came")?, to_its_end })
+    }
+
+    fn check_tokens(&self, came: u64) -> Result<()> {
+        let asked = self.load.generate_tokens;
+        ensure!(came == asked as u64, "instead of {asked} tokens came {came}");
+        Ok(())
     }
 }
 
@@ -248,18 +290,19 @@ impl Quartiles {
     }
 }
 
-fn print(report: &Report, rounds: usize) -> Result<()> {
-    let Report { model, threads, kernels, prompt_tokens, generate_tokens, .. } = report;
+fn print(report: &Report) -> Result<()> {
+    let Report { model, threads, kernels, prompt_tokens, generate_tokens, rounds, .. } = report;
     output::line(format_args!("{model}: {}, {kernels} kernels", super::in_threads(*threads)))?;
     output::line(format_args!("{prompt_tokens} prompt tokens, {generate_tokens} generated, {rounds} rounds in turns"))?;
     output::line(format_args!("{:<10}{:>16}{:>16}", "", "FIRST TOKEN ms", "DECODE tok/s"))?;
     for (way, figures) in [("straight", &report.straight), ("over HTTP", &report.over_http)] {
         output::line(format_args!("{way:<10}{:>16.1}{:>16.1}", figures.first_token_s * 1e3, figures.tokens_per_s))?;
     }
+    let Left { whole, generating } = report.left_over_http;
     for (what, Quartiles { first, median, third }) in
-        [("generating", report.generating), ("whole answers", report.whole)]
+        [("of whole answers", whole), ("behind the first token", generating)]
     {
-        output::line(format_args!("left over HTTP, {what}: {median:.3} [{first:.3}, {third:.3}]"))?;
+        output::line(format_args!("left over HTTP {what}: {median:.3} [{first:.3}, {third:.3}]"))?;
     }
     Ok(())
 }
@@ -270,14 +313,18 @@ mod tests {
 
     fn answer(to_first_token: u64, to_its_end: u64) -> Answer {
         let [to_first_token, to_its_end] = [to_first_token, to_its_end].map(Duration::from_millis);
-        Answer { to_first_token, to_its_end }
+        Answer { to_first_token, to_its_end, heard: 10 }
     }
 
     #[test]
     fn what_is_left_is_of_the_two_answers_of_a_round() {
-        // The second round came while the machine was half as fast, which is in both of its answers.
-        let answers = [[answer(100, 1000), answer(100, 1100)], [answer(200, 2000), answer(200, 2200)]];
-        assert_eq!(left(&answers, Answer::generating), Quartiles { first: 0.9, median: 0.9, third: 0.9 });
+        // In the second round the machine was half as fast, for both; in the third it became so between the two.
+        let answers = [
+            [answer(100, 1000), answer(100, 1100)],
+            [answer(200, 2000), answer(200, 2200)],
+            [answer(100, 1100), answer(200, 4200)],
+        ];
+        assert_eq!(left(&answers, Answer::generating), Quartiles { first: 0.25, median: 0.9, third: 0.9 });
         let whole = left(&answers, |answer| answer.to_its_end);
         assert!((whole.median - 1.0 / 1.1).abs() < 1e-12, "{whole:?}");
     }

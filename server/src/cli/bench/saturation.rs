@@ -42,7 +42,7 @@ pub(super) fn saturate(config: &Config, load: Workload, vocab: usize, clock: &dy
     let server = serve::start(config, Door::Open, &runtime)?;
     let (tokens, time) = server.serve_while(&runtime, |url| {
         let url = format!("{url}/v1/completions");
-        let client = Client { agent: agent(), url, model: config.models[0].name.clone(), load, vocab };
+        let client = Client { agent: agent(LONGEST_ANSWER), url, model: config.models[0].name.clone(), load, vocab };
         let began = clock.now();
         Ok((client.all()?, clock.now() - began))
     })?;
@@ -109,7 +109,7 @@ impl Client {
 }
 
 /// What is said to this machine does not leave it, whatever HTTP_PROXY says.
-pub(super) fn agent() -> Agent {
-    let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(LONGEST_ANSWER)).proxy(None);
+pub(super) fn agent(longest_answer: Duration) -> Agent {
+    let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(longest_answer)).proxy(None);
     config.build().into()
 }
