@@ -163,7 +163,7 @@ impl ModelRunner {
 
     /// After whatever measures how fast it is.
     pub(crate) fn take_memory(&mut self) {
-        self.cache.take_memory();
+        self.cache.take_memory(self.model.get().pulse());
     }
 
     pub(crate) fn cache(&self) -> &KvCache {

@@ -7,7 +7,7 @@ use half::vec::HalfBitsVecExt;
 use crate::ops::cpu::populate::{Populating, memory_of, populate};
 use crate::ops::cpu::system::Memory;
 use crate::ops::{HostPlacement, MemoryPlacement, int8_row};
-use crate::{BlockCopy, BlockId, KvCacheSpec, KvFormat, ModelError};
+use crate::{BlockCopy, BlockId, KvCacheSpec, KvFormat, ModelError, Pulse};
 
 /// Consecutive keys that attention visits together. Tiles start at absolute positions 0, 16, 32 ..., whatever the block
 /// size, so that a row's sums do not depend on how the cache is cut.
@@ -117,10 +117,10 @@ impl KvCache {
         Ok(Self { host: host.clone(), ..self })
     }
 
-    /// Takes from the system the memory that blocks will need, while others go on. Where that cannot be, each page is taken
-    /// when it is first written.
-    pub fn take_memory(&mut self) {
-        match populate(self.tensors().cloned().collect(), self.host.processors.clone()) {
+    /// Takes from the system the memory that blocks will need, while others go on, slowly while `pulse` says that a model computes.
+    /// Where that cannot be, each page is taken when it is first written.
+    pub fn take_memory(&mut self, pulse: Pulse) {
+        match populate(self.tensors().cloned().collect(), self.host.processors.clone(), pulse) {
             Ok(populating) => self.populating = Some(populating),
             Err(error) => tracing::debug!(%error, "the KV cache takes its memory when it is used"),
         }
@@ -376,7 +376,7 @@ mod tests {
             // 260 MB or more; other tests of this program hold some megabytes meanwhile.
             assert!(resident().saturating_sub(before) < 1 << 27, "{format}");
             cache.fill_block(BlockId(7), 2.0).unwrap();
-            cache.take_memory();
+            cache.take_memory(Pulse::default());
             if cache.populating.take().unwrap().wait().is_ok() {
                 assert!(resident().saturating_sub(before) > 1 << 27, "{format}");
             }

@@ -5,16 +5,22 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use candle_core::{CpuStorage, Storage, Tensor};
 
 use super::pool::OnProcessors;
-use super::system::{Memory, give_way};
+use super::system::Memory;
+use crate::Pulse;
 use crate::ops::ProcessorSet;
 
-/// What one call asks for, a huge page: the system holds the process's memory map meanwhile, and whoever wants to change that waits for
-/// a thread that gives way to all others.
+/// What one call asks for, a huge page: the system holds the process's memory map meanwhile. So this thread must not be one of low
+/// priority, which is stopped in the middle of it for long.
 const CHUNK_BYTES: usize = 2 << 20;
+
+/// Behind a piece beside which a model computed. With a third or half of a millisecond for each piece, this takes a twentieth of one
+/// processor from the model, and without a pause a third of two.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A thread that takes memory. Dropped, it is told to stop.
 #[derive(Debug)]
@@ -24,22 +30,21 @@ pub(crate) struct Populating {
 }
 
 /// In a thread of its own, on `processors` where some are given, without changing what the tensors hold; they may be read and written meanwhile. Passes over what
-/// lies on a device, and ends early, with the reason, where the system knows no such request (Linux before 5.14, others).
-pub(crate) fn populate(tensors: Vec<Tensor>, processors: Option<ProcessorSet>) -> io::Result<Populating> {
+/// lies on a device, and ends early, with the reason, where the system knows no such request (Linux before 5.14, others). While
+/// `pulse` beats, it is slow.
+pub(crate) fn populate(tensors: Vec<Tensor>, processors: Option<ProcessorSet>, pulse: Pulse) -> io::Result<Populating> {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let work = move || {
         let _here = OnProcessors::bind(processors.as_ref());
-        // Beside the first answers it would take a third of two processors for seconds. Where it cannot, it takes its share.
-        let _ = give_way();
-        take_all(&tensors, &stopped)
+        take_all(&tensors, &stopped, Courtesy::to(pulse))
     };
     let thread = std::thread::Builder::new().name("populate".into()).spawn(work)?;
     Ok(Populating { stop, thread: Some(thread) })
 }
 
 /// The beginnings of all tensors first: the first blocks of a cache, which the first sequences get, have a part in each.
-fn take_all(tensors: &[Tensor], stopped: &AtomicBool) -> io::Result<()> {
+fn take_all(tensors: &[Tensor], stopped: &AtomicBool, mut courtesy: Courtesy) -> io::Result<()> {
     let mut left: Vec<_> = tensors.iter().filter_map(memory_of).map(|memory| memory.pieces(CHUNK_BYTES)).collect();
     let mut round = Vec::with_capacity(left.len());
     loop {
@@ -52,7 +57,33 @@ fn take_all(tensors: &[Tensor], stopped: &AtomicBool) -> io::Result<()> {
                 return Ok(());
             }
             piece.populate()?;
+            courtesy.pause();
         }
+    }
+}
+
+/// Tells whether models compute.
+struct Courtesy {
+    pulse: Pulse,
+    seen: u64,
+}
+
+impl Courtesy {
+    fn to(pulse: Pulse) -> Self {
+        Self { seen: pulse.count(), pulse }
+    }
+
+    /// If they did since the last time. Whoever ends this thread wakes it.
+    fn pause(&mut self) {
+        if self.is_due() {
+            std::thread::park_timeout(PAUSE);
+            self.seen = self.pulse.count();
+        }
+    }
+
+    fn is_due(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.seen, self.pulse.count());
+        before != self.seen
     }
 }
 
@@ -69,6 +100,7 @@ impl Drop for Populating {
         self.stop.store(true, Ordering::Relaxed);
         // What it holds is free once it is gone.
         if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
             let _ = thread.join();
         }
     }
@@ -82,5 +114,22 @@ pub(crate) fn memory_of(tensor: &Tensor) -> Option<Memory> {
         Storage::Cpu(CpuStorage::BF16(values)) => Some(Memory::of(values.as_slice())),
         Storage::Cpu(CpuStorage::U8(values)) => Some(Memory::of(values.as_slice())),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_due_behind_each_piece_beside_which_a_model_computed_and_behind_no_other() {
+        let pulse = Pulse::default();
+        pulse.beat();
+        let mut courtesy = Courtesy::to(pulse.clone());
+        let due = [0, 3, 0, 1, 1, 0].map(|beats| {
+            (0..beats).for_each(|_| pulse.beat());
+            courtesy.is_due()
+        });
+        assert_eq!(due, [false, true, false, true, true, false]);
     }
 }

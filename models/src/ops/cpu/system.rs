@@ -119,14 +119,6 @@ mod linux {
         Ok(there)
     }
 
-    /// From now on this thread computes where nobody else would, and a hundredth or so of the time where all processors are busy.
-    pub(crate) fn give_way() -> io::Result<()> {
-        const LOWEST: i32 = 19;
-        let this_thread = THIS_THREAD as libc::id_t;
-        // SAFETY: takes numbers.
-        done(c_long::from(unsafe { libc::setpriority(libc::PRIO_PROCESS, this_thread, LOWEST) }))
-    }
-
     /// What a system call returns that returns no more than whether it succeeded.
     fn done(result: c_long) -> io::Result<()> {
         if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -196,10 +188,6 @@ mod elsewhere {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(crate) fn give_way() -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
     pub(crate) fn current_processor() -> Option<usize> {
         None
     }
@@ -231,13 +219,13 @@ mod elsewhere {
 use elsewhere::page_size;
 #[cfg(not(target_os = "linux"))]
 pub(crate) use elsewhere::{
-    allowed_processors, bind_this_thread, can_interleave, cores_of, current_processor, give_way, leave_processors,
+    allowed_processors, bind_this_thread, can_interleave, cores_of, current_processor, leave_processors,
 };
 #[cfg(target_os = "linux")]
 use linux::page_size;
 #[cfg(target_os = "linux")]
 pub(crate) use linux::{
-    allowed_processors, bind_this_thread, can_interleave, cores_of, current_processor, give_way, leave_processors,
+    allowed_processors, bind_this_thread, can_interleave, cores_of, current_processor, leave_processors,
 };
 
 #[cfg(all(test, target_os = "linux"))]
@@ -282,22 +270,6 @@ mod tests {
         assert_ne!(Memory::of(&pages[..]).is_interleaved(), Some(false));
         pages.fill(7);
         assert!(pages.iter().all(|byte| *byte == 7));
-    }
-
-    #[test]
-    fn a_thread_that_gives_way_does_so_alone() {
-        let niceness = || {
-            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-            // Behind the name, which may hold anything, from the state on.
-            let (_, fields) = stat.rsplit_once(") ").unwrap();
-            fields.split(' ').nth(16).unwrap().parse::<i32>().unwrap()
-        };
-        let before = niceness();
-        let there = std::thread::spawn(move || {
-            give_way().unwrap();
-            niceness()
-        });
-        assert_eq!((there.join().unwrap(), niceness()), (19, before));
     }
 
     #[test]
