@@ -117,6 +117,11 @@ impl Lanes for Ymm {
     }
 
     #[inline(always)]
+    unsafe fn settled(self) -> Self {
+        Self(unsafe { settled(self.0) })
+    }
+
+    #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         Self(unsafe { _mm256_add_ps(self.0, other.0) })
     }
@@ -319,5 +324,14 @@ fn add_pairs(pairs: __m256i, sums: __m256i) -> __m256i {
 fn as_it_is(mut sums: __m256i) -> __m256i {
     // SAFETY: no instruction at all.
     unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) sums, options(pure, nomem, nostack, preserves_flags)) };
+    sums
+}
+
+/// As [`as_it_is`], an instruction that may read and write memory: the compiler moves nothing across that does either.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn settled(mut sums: __m256) -> __m256 {
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) sums, options(nostack, preserves_flags)) };
     sums
 }

@@ -55,6 +55,12 @@ pub(super) trait Lanes: Copy {
         Self::prefetch(at);
     }
     unsafe fn store(self, to: *mut f32);
+    /// The same lanes. Where registers are few, nothing that comes behind is read before: a compiler that reads the factors of several
+    /// steps at once, to have them in time, has no registers left for the sums. The CPU itself reads ahead.
+    #[inline(always)]
+    unsafe fn settled(self) -> Self {
+        self
+    }
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
     /// `self * factor + addend`, rounded once.
@@ -114,6 +120,11 @@ impl<L: Lanes> Lanes for [L; 2] {
             self[0].store(to);
             self[1].store(to.add(L::LEN));
         }
+    }
+
+    #[inline(always)]
+    unsafe fn settled(self) -> Self {
+        unsafe { [self[0].settled(), self[1].settled()] }
     }
 
     #[inline(always)]

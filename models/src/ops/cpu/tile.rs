@@ -246,6 +246,9 @@ unsafe fn step<I: Instructions, W: Weight, P: PanelStarts<W>, const ROWS: usize,
                 for row in 0..ROWS {
                     let factor = W::splat::<I>(x.add(row * x_stride + k));
                     sums[row][panel] = W::add_products::<I>(factor, columns[panel], sums[row][panel]);
+                    if const { ROWS > MEMORY_BOUND_ROWS } {
+                        sums[row][panel] = sums[row][panel].settled();
+                    }
                 }
             }
         }
@@ -254,6 +257,9 @@ unsafe fn step<I: Instructions, W: Weight, P: PanelStarts<W>, const ROWS: usize,
                 let factor = W::splat::<I>(x.add(row * x_stride + k));
                 for panel in 0..PANELS {
                     sums[row][panel] = W::add_products::<I>(factor, columns[panel], sums[row][panel]);
+                    if const { ROWS > MEMORY_BOUND_ROWS } {
+                        sums[row][panel] = sums[row][panel].settled();
+                    }
                 }
             }
         }
