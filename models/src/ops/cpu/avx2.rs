@@ -327,7 +327,7 @@ fn as_it_is(mut sums: __m256i) -> __m256i {
     sums
 }
 
-/// As [`as_it_is`], an instruction that may read and write memory: the compiler moves nothing across that does either.
+/// An empty instruction that may read and write memory: the compiler moves nothing across that does either.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn settled(mut sums: __m256) -> __m256 {

@@ -152,6 +152,11 @@ impl Lanes for Zmm {
     }
 
     #[inline(always)]
+    unsafe fn settled(self) -> Self {
+        Self(unsafe { settled(self.0) })
+    }
+
+    #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         Self(unsafe { _mm512_add_ps(self.0, other.0) })
     }
@@ -392,3 +397,12 @@ macro_rules! vnni_twice {
 }
 vnni_twice!(add_products_twice, "vpdpwssd");
 vnni_twice!(add_products_of_bytes_twice, "vpdpbusd");
+
+/// An empty instruction that may read and write memory: the compiler moves nothing across that does either.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn settled(mut sums: __m512) -> __m512 {
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(zmm_reg) sums, options(nostack, preserves_flags)) };
+    sums
+}

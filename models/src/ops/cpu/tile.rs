@@ -246,7 +246,7 @@ unsafe fn step<I: Instructions, W: Weight, P: PanelStarts<W>, const ROWS: usize,
                 for row in 0..ROWS {
                     let factor = W::splat::<I>(x.add(row * x_stride + k));
                     sums[row][panel] = W::add_products::<I>(factor, columns[panel], sums[row][panel]);
-                    if const { ROWS > MEMORY_BOUND_ROWS } {
+                    if const { fills_registers::<I>(ROWS, PANELS) } {
                         sums[row][panel] = sums[row][panel].settled();
                     }
                 }
@@ -257,7 +257,7 @@ unsafe fn step<I: Instructions, W: Weight, P: PanelStarts<W>, const ROWS: usize,
                 let factor = W::splat::<I>(x.add(row * x_stride + k));
                 for panel in 0..PANELS {
                     sums[row][panel] = W::add_products::<I>(factor, columns[panel], sums[row][panel]);
-                    if const { ROWS > MEMORY_BOUND_ROWS } {
+                    if const { fills_registers::<I>(ROWS, PANELS) } {
                         sums[row][panel] = sums[row][panel].settled();
                     }
                 }
@@ -275,6 +275,12 @@ impl CacheLevel {
             Self::Second => I::Panel::prefetch_to_second_level(line),
         }
     }
+}
+
+/// Whether the sums leave hardly a register more than one step needs; `models/benches/registers_on_the_stack.py` tells what a
+/// compiler makes of it.
+const fn fills_registers<I: Instructions>(rows: usize, panels: usize) -> bool {
+    8 * rows * panels > 7 * I::TILE_SUMS
 }
 
 /// Whether the columns stay in registers while the factors pass, or the factors while the columns pass: the compiler

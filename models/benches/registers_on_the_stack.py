@@ -1,0 +1,66 @@
+"""Finds inner loops of products whose vector registers go through the stack.
+
+    objdump --disassemble --no-show-raw-insn -M intel BINARY | python models/benches/registers_on_the_stack.py [all]
+
+BINARY is a release build for x86-64, such as the bench `ops`. A compiler that reads ahead what later steps need can run out of
+registers and keep running sums on the stack: nothing fails, and a product takes twice as long. Of each innermost loop that
+multiplies vectors it prints how many instructions it has, how many of them multiply, and how many move a vector register to or from the
+stack; with `all` also of those where none does. Whether it matters, a measurement must tell: a loop that waits for memory, or scales
+what another one has summed, may well do so.
+"""
+
+import re
+import sys
+
+FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
+INSTRUCTION = re.compile(r"^\s+([0-9a-f]+):\s+(\S.*)$")
+JUMP = re.compile(r"^j\w+\s+([0-9a-f]+)\b")
+MULTIPLIES = re.compile(r"^(vfn?m(add|sub)\d+ps|vpmaddwd|vpmaddubsw|vpdp\w+|vdpbf16ps)\s.*[yz]mm")
+ON_THE_STACK = re.compile(r"^v.*[yz]mm.*\[rsp|^v.*\[rsp.*[yz]mm")
+SETS = ("avx512_bf16", "avx512", "avx2")
+# Fewer products are no tile.
+FEWEST_PRODUCTS = 4
+
+
+def functions(lines):
+    """Names, and instructions by address."""
+    name, instructions = None, []
+    for line in lines:
+        if begins := FUNCTION.match(line):
+            yield name, instructions
+            name, instructions = begins[1], []
+        elif instruction := INSTRUCTION.match(line):
+            instructions.append((int(instruction[1], 16), instruction[2]))
+    yield name, instructions
+
+
+def inner_loops(instructions):
+    """First and last index of each loop that has no other one in it."""
+    index_of = {address: index for index, (address, _) in enumerate(instructions)}
+    loops = set()
+    for index, (_, text) in enumerate(instructions):
+        target = (jump := JUMP.match(text)) and index_of.get(int(jump[1], 16))
+        if target is not None and target <= index:
+            loops.add((target, index))
+    is_within = lambda inner, outer: inner != outer and outer[0] <= inner[0] and inner[1] <= outer[1]
+    return sorted(loop for loop in loops if not any(is_within(other, loop) for other in loops))
+
+
+def main():
+    shows_all = sys.argv[1:] == ["all"]
+    print(f"{'set':<12} {'loop at':>9} {'instructions':>13} {'products':>9} {'on the stack':>13}  function")
+    for name, instructions in functions(sys.stdin):
+        instruction_set = next((known for known in SETS if f"3cpu{len(known)}{known}" in (name or "")), None)
+        if not instruction_set:
+            continue
+        for first, last in inner_loops(instructions):
+            texts = [text for _, text in instructions[first : last + 1]]
+            products = sum(bool(MULTIPLIES.match(text)) for text in texts)
+            moved = sum(bool(ON_THE_STACK.match(text)) for text in texts)
+            if products >= FEWEST_PRODUCTS and (moved or shows_all):
+                address = f"{instructions[first][0]:x}"
+                print(f"{instruction_set:<12} {address:>9} {len(texts):>13} {products:>9} {moved:>13}  {name[-20:]}")
+
+
+if __name__ == "__main__":
+    main()
