@@ -1,12 +1,13 @@
 """Finds inner loops of products whose vector registers go through the stack.
 
+    cargo bench --package passerelle-models --bench ops --no-run            # prints where BINARY is
     objdump --disassemble --no-show-raw-insn -M intel BINARY | python models/benches/registers_on_the_stack.py [all]
 
-BINARY is a release build for x86-64, such as the bench `ops`. A compiler that reads ahead what later steps need can run out of
-registers and keep running sums on the stack: nothing fails, and a product takes twice as long. Of each innermost loop that
-multiplies vectors it prints how many instructions it has, how many of them multiply, and how many move a vector register to or from the
-stack; with `all` also of those where none does. Whether it matters, a measurement must tell: a loop that waits for memory, or scales
-what another one has summed, may well do so.
+A compiler that reads early what later products need can run out of registers and keep running sums on the stack: nothing fails, and a
+product may take twice as long. Of the bodies for AVX2 and AVX-512, of each innermost loop that multiplies vectors at least four times, it
+prints how many instructions it has, how many of them multiply, and how many read or write a whole vector on the stack; with `all`
+also of loops where none does. Whether it matters, a measurement must tell: a loop that waits for memory, or that scales
+what another one has summed, may have some there at no cost.
 """
 
 import re
@@ -16,9 +17,9 @@ FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 INSTRUCTION = re.compile(r"^\s+([0-9a-f]+):\s+(\S.*)$")
 JUMP = re.compile(r"^j\w+\s+([0-9a-f]+)\b")
 MULTIPLIES = re.compile(r"^(vfn?m(add|sub)\d+ps|vpmaddwd|vpmaddubsw|vpdp\w+|vdpbf16ps)\s.*[yz]mm")
-ON_THE_STACK = re.compile(r"^v.*[yz]mm.*\[rsp|^v.*\[rsp.*[yz]mm")
+ON_THE_STACK = re.compile(r"^v.*[YZ]MMWORD PTR \[rsp")
 SETS = ("avx512_bf16", "avx512", "avx2")
-# Fewer products are no tile.
+# Loops of fewer have registers to spare.
 FEWEST_PRODUCTS = 4
 
 
@@ -47,8 +48,11 @@ def inner_loops(instructions):
 
 
 def main():
+    if sys.argv[1:] not in ([], ["all"]):
+        sys.exit(f"the only argument is `all`, not {' '.join(sys.argv[1:])}")
     shows_all = sys.argv[1:] == ["all"]
-    print(f"{'set':<12} {'loop at':>9} {'instructions':>13} {'products':>9} {'on the stack':>13}  function")
+    num_loops = 0
+    print(f"{'set':<12} {'loop at':>9} {'instructions':>13} {'products':>9} {'on the stack':>13}  symbol ends with")
     for name, instructions in functions(sys.stdin):
         instruction_set = next((known for known in SETS if f"3cpu{len(known)}{known}" in (name or "")), None)
         if not instruction_set:
@@ -57,9 +61,15 @@ def main():
             texts = [text for _, text in instructions[first : last + 1]]
             products = sum(bool(MULTIPLIES.match(text)) for text in texts)
             moved = sum(bool(ON_THE_STACK.match(text)) for text in texts)
-            if products >= FEWEST_PRODUCTS and (moved or shows_all):
+            if products < FEWEST_PRODUCTS:
+                continue
+            num_loops += 1
+            if moved or shows_all:
                 address = f"{instructions[first][0]:x}"
                 print(f"{instruction_set:<12} {address:>9} {len(texts):>13} {products:>9} {moved:>13}  {name[-20:]}")
+    if not num_loops:
+        sys.exit("no loop of a product: is this the disassembly of a build with symbols, in Intel's syntax, mangled?")
+    print(f"{num_loops} loops looked at")
 
 
 if __name__ == "__main__":

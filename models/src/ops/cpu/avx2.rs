@@ -327,7 +327,7 @@ fn as_it_is(mut sums: __m256i) -> __m256i {
     sums
 }
 
-/// An empty instruction that may read and write memory: the compiler moves nothing across that does either.
+/// No instruction, but the compiler must take it for one that reads and writes memory: it moves no read of factors across.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn settled(mut sums: __m256) -> __m256 {

@@ -398,7 +398,7 @@ macro_rules! vnni_twice {
 vnni_twice!(add_products_twice, "vpdpwssd");
 vnni_twice!(add_products_of_bytes_twice, "vpdpbusd");
 
-/// An empty instruction that may read and write memory: the compiler moves nothing across that does either.
+/// No instruction, but the compiler must take it for one that reads and writes memory: it moves no read of factors across.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn settled(mut sums: __m512) -> __m512 {

@@ -55,8 +55,8 @@ pub(super) trait Lanes: Copy {
         Self::prefetch(at);
     }
     unsafe fn store(self, to: *mut f32);
-    /// The same lanes; nothing that is read behind this is read before it. For sums that fill the registers: a compiler that reads
-    /// the factors of several steps at once, to have them in time, keeps the sums on the stack. CPUs read ahead by themselves.
+    /// The same lanes. Where it has a body, the compiler reads nothing before it that is read behind it, and so needs no registers for
+    /// what later products take. CPUs read ahead by themselves.
     #[inline(always)]
     unsafe fn settled(self) -> Self {
         self

@@ -246,7 +246,7 @@ unsafe fn step<I: Instructions, W: Weight, P: PanelStarts<W>, const ROWS: usize,
                 for row in 0..ROWS {
                     let factor = W::splat::<I>(x.add(row * x_stride + k));
                     sums[row][panel] = W::add_products::<I>(factor, columns[panel], sums[row][panel]);
-                    if const { fills_registers::<I>(ROWS, PANELS) } {
+                    if const { I::TILE_STEPS > 1 && fills_registers::<I>(ROWS, PANELS) } {
                         sums[row][panel] = sums[row][panel].settled();
                     }
                 }
@@ -277,14 +277,14 @@ impl CacheLevel {
     }
 }
 
-/// Whether the sums leave hardly a register more than one step needs; `models/benches/registers_on_the_stack.py` tells what a
-/// compiler makes of it.
+/// Whether these are nearly all the sums that registers have room for. A compiler that reads the factors of later products early has
+/// none left for them then, and keeps sums on the stack; `models/benches/registers_on_the_stack.py` tells what it did.
 const fn fills_registers<I: Instructions>(rows: usize, panels: usize) -> bool {
     8 * rows * panels > 7 * I::TILE_SUMS
 }
 
-/// Whether the columns stay in registers while the factors pass, or the factors while the columns pass: the compiler
-/// keeps the order that it is given, and both together are more than there are registers.
+/// Whether the columns stay in registers while the factors pass, or the factors while the columns pass: both together are more than
+/// there are registers. Of several steps at a time the factors do not stay either, and are read again for each panel.
 const fn many_rows(rows: usize, panels: usize) -> bool {
     panels > 1 && rows > 2 * panels
 }
