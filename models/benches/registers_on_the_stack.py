@@ -51,12 +51,13 @@ def main():
     if sys.argv[1:] not in ([], ["all"]):
         sys.exit(f"the only argument is `all`, not {' '.join(sys.argv[1:])}")
     shows_all = sys.argv[1:] == ["all"]
-    num_loops = 0
+    num_loops, is_intels_syntax = 0, False
     print(f"{'set':<12} {'loop at':>9} {'instructions':>13} {'products':>9} {'on the stack':>13}  symbol ends with")
     for name, instructions in functions(sys.stdin):
         instruction_set = next((known for known in SETS if f"3cpu{len(known)}{known}" in (name or "")), None)
         if not instruction_set:
             continue
+        is_intels_syntax = is_intels_syntax or any(" PTR [" in text for _, text in instructions)
         for first, last in inner_loops(instructions):
             texts = [text for _, text in instructions[first : last + 1]]
             products = sum(bool(MULTIPLIES.match(text)) for text in texts)
@@ -67,7 +68,7 @@ def main():
             if moved or shows_all:
                 address = f"{instructions[first][0]:x}"
                 print(f"{instruction_set:<12} {address:>9} {len(texts):>13} {products:>9} {moved:>13}  {name[-20:]}")
-    if not num_loops:
+    if not num_loops or not is_intels_syntax:
         sys.exit("no loop of a product: is this the disassembly of a build with symbols, in Intel's syntax, mangled?")
     print(f"{num_loops} loops looked at")
 

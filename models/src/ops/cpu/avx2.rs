@@ -12,8 +12,9 @@ use super::launch::{IntegerTile, Kernel};
 use super::pairs::Pairs;
 use super::vector::{Arithmetic, LANES, Vector};
 
-/// AVX2, FMA and F16C: 16 registers. 6 x 2 running sums, 2 weights and 1 factor fill them in a product of floats, 5 x 2
-/// running sums, 2 weights, their 2 vectors and 1 factor in one of integers.
+/// AVX2, FMA and F16C: 16 registers. 6 x 2 running sums, 2 weights and 1 factor nearly fill them in a product of
+/// floats; 5 x 2 running sums, 2 weights, their 2 vectors and 1 factor do in one of integers, and its sums of floats
+/// lie on the stack meanwhile.
 struct Avx2;
 
 impl Instructions for Avx2 {
@@ -82,6 +83,35 @@ impl Lanes for Ymm {
         unsafe {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_two_bf16_in_turns(from: *const bf16) -> [Self; 2] {
+        // One load, a shift and a mask. Widened in their order, they took two shuffles and two shifts, which share two ports.
+        unsafe {
+            let both = _mm256_loadu_si256(from.cast());
+            let even = _mm256_slli_epi32::<16>(both);
+            let odd = _mm256_and_si256(both, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
+            [Self(_mm256_castsi256_ps(even)), Self(_mm256_castsi256_ps(odd))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn two_in_turns([low, high]: [Self; 2]) -> [Self; 2] {
+        unsafe {
+            let even = _mm256_shuffle_ps::<0b10_00_10_00>(low.0, high.0);
+            let odd = _mm256_shuffle_ps::<0b11_01_11_01>(low.0, high.0);
+            [Self(inner_pairs_swapped(even)), Self(inner_pairs_swapped(odd))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn two_in_order([even, odd]: [Self; 2]) -> [Self; 2] {
+        unsafe {
+            let (first, second) = (_mm256_unpacklo_ps(even.0, odd.0), _mm256_unpackhi_ps(even.0, odd.0));
+            let low = _mm256_permute2f128_ps::<0x20>(first, second);
+            [Self(low), Self(_mm256_permute2f128_ps::<0x31>(first, second))]
         }
     }
 
@@ -219,6 +249,13 @@ fn rounded(x: Ymm) -> __m256i {
     let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
     let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x.0, x.0));
     _mm256_srli_epi32::<16>(_mm256_blendv_epi8(nearest, quiet, is_nan))
+}
+
+/// Lanes 0, 1, 4, 5, 2, 3, 6 and 7.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn inner_pairs_swapped(lanes: __m256) -> __m256 {
+    _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(lanes)))
 }
 
 /// Sums, and what is not in them yet.

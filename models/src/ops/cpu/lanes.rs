@@ -24,11 +24,44 @@ pub(super) trait Lanes: Copy {
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn load_bf16(from: *const bf16) -> Self;
+    /// The same in the order in which they are widened fastest: that of [`Lanes::in_turns`].
+    #[inline(always)]
+    unsafe fn load_bf16_in_turns(from: *const bf16) -> Self {
+        // SAFETY: passed on.
+        unsafe { Self::load_bf16(from) }
+    }
+    /// [`Lanes::load_bf16_in_turns`] of as many elements as two have.
+    #[inline(always)]
+    unsafe fn load_two_bf16_in_turns(from: *const bf16) -> [Self; 2] {
+        // SAFETY: passed on.
+        unsafe { [Self::load_bf16(from), Self::load_bf16(from.add(Self::LEN))] }
+    }
+    /// Lanes in the order in which bf16 elements are widened fastest. Where two registers hold them and that spares
+    /// something, the first has those of even places and the second those of odd ones; else the lanes as they are.
+    #[inline(always)]
+    unsafe fn in_turns(self) -> Self {
+        self
+    }
+    /// What [`Lanes::in_turns`] makes of lanes in two registers.
+    #[inline(always)]
+    unsafe fn two_in_turns(lanes: [Self; 2]) -> [Self; 2] {
+        lanes
+    }
+    /// The lanes of which [`Lanes::in_turns`] makes these.
+    #[inline(always)]
+    unsafe fn in_order(self) -> Self {
+        self
+    }
+    /// The lanes of which [`Lanes::two_in_turns`] makes these.
+    #[inline(always)]
+    unsafe fn two_in_order(lanes: [Self; 2]) -> [Self; 2] {
+        lanes
+    }
     unsafe fn load_f16(from: *const f16) -> Self;
     unsafe fn load_u8(from: *const u8) -> Self;
     unsafe fn load_i8(from: *const i8) -> Self;
-    /// Adds to `sum` a product of integers times `scale` times `factor`, and then, where there is a minimum, that times the number
-    /// beside it.
+    /// Adds to `sum` a product of integers times `scale` times `factor`, and then, where there is a minimum, that times
+    /// the number beside it.
     #[inline(always)]
     unsafe fn add_scaled(
         sum: &mut Self,
@@ -55,8 +88,8 @@ pub(super) trait Lanes: Copy {
         Self::prefetch(at);
     }
     unsafe fn store(self, to: *mut f32);
-    /// The same lanes. Where it has a body, the compiler reads nothing before it that is read behind it, and so needs no registers for
-    /// what later products take. CPUs read ahead by themselves.
+    /// The same lanes. Where it has a body, the compiler reads nothing before it that is read behind it, and so needs
+    /// no registers for what later products take. CPUs read ahead by themselves.
     #[inline(always)]
     unsafe fn settled(self) -> Self {
         self
@@ -87,6 +120,21 @@ impl<L: Lanes> Lanes for [L; 2] {
     #[inline(always)]
     unsafe fn load_bf16(from: *const bf16) -> Self {
         unsafe { [L::load_bf16(from), L::load_bf16(from.add(L::LEN))] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_in_turns(from: *const bf16) -> Self {
+        unsafe { L::load_two_bf16_in_turns(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn in_turns(self) -> Self {
+        unsafe { L::two_in_turns(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn in_order(self) -> Self {
+        unsafe { L::two_in_order(self) }
     }
 
     #[inline(always)]
@@ -145,21 +193,37 @@ impl<L: Lanes> Lanes for [L; 2] {
 
 /// A weight or cache element that widens to f32.
 pub(super) trait Element: Plain {
+    /// Whether [`Element::load_for_products`] has them in the order of [`Lanes::in_turns`].
+    const IN_TURNS: bool;
+
     /// # Safety
     /// As [`Lanes`].
     unsafe fn load<L: Lanes>(from: *const Self) -> L;
+    /// The same in the order in which products take them.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    unsafe fn load_for_products<L: Lanes>(from: *const Self) -> L;
     fn to_f32(self) -> f32;
     /// Rounded to nearest even.
     fn from_f32(value: f32) -> Self;
 }
 
 macro_rules! element {
-    ($type:ty, $load:ident, $to_f32:expr, $from_f32:expr) => {
+    ($type:ty, $load:ident, ($load_for_products:ident, $in_turns:literal), $to_f32:expr, $from_f32:expr) => {
         impl Element for $type {
+            const IN_TURNS: bool = $in_turns;
+
             #[inline(always)]
             unsafe fn load<L: Lanes>(from: *const Self) -> L {
                 // SAFETY: passed on.
                 unsafe { L::$load(from) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_for_products<L: Lanes>(from: *const Self) -> L {
+                // SAFETY: passed on.
+                unsafe { L::$load_for_products(from) }
             }
 
             #[inline(always)]
@@ -174,7 +238,7 @@ macro_rules! element {
         }
     };
 }
-element!(f32, load, std::convert::identity, std::convert::identity);
-element!(bf16, load_bf16, bf16::to_f32, rounded);
-element!(f16, load_f16, f16::to_f32, f16::from_f32);
-element!(i8, load_i8, f32::from, |value: f32| value.round_ties_even() as i8);
+element!(f32, load, (load, false), std::convert::identity, std::convert::identity);
+element!(bf16, load_bf16, (load_bf16_in_turns, true), bf16::to_f32, rounded);
+element!(f16, load_f16, (load_f16, false), f16::to_f32, f16::from_f32);
+element!(i8, load_i8, (load_i8, false), f32::from, |value: f32| value.round_ties_even() as i8);

@@ -2,10 +2,10 @@
 
 //! `y = x W^T + b` over packed panels.
 //!
-//! A few rows of `x` or many, each output's running sum visits `k` in ascending order. With many rows, `k` is cut so that
-//! a piece of a panel stays in a cache ([`Instructions::PIECE_BYTES`]) while all rows of the task pass over it; the running sums then rest
-//! in the output between pieces, which keeps their bits. Pieces are visited in the order of their addresses, which memory is
-//! fastest with, as long as the rows stay in the second-level cache that way.
+//! A few rows of `x` or many, each output's running sum visits `k` in ascending order. With many rows, `k` is cut so
+//! that a piece of a panel stays in a cache ([`Instructions::PIECE_BYTES`]) while all rows of the task pass over it;
+//! the running sums then rest in the output between pieces, which keeps their bits. Pieces are visited in the order of
+//! their addresses, which memory is fastest with, as long as the rows stay in the second-level cache that way.
 
 use std::ops::Range;
 
@@ -39,15 +39,16 @@ const ROWS_OF_A_READ: usize = 6;
 /// Tasks per thread, so that threads that start late or lose their core are helped out.
 const TASKS_PER_THREAD: usize = 8;
 
-/// Weights that one task reads at least: some microseconds of work.
+/// Weights that a task of one row reads at least: some microseconds of work. With more rows so much less, up to
+/// [`ROWS_OF_A_READ`].
 const MIN_TASK_BYTES: usize = 64 * 1024;
 
 /// Panels that a few rows visit together at most: a row alone then has enough running sums to hide the latency of the
 /// multiply-add.
 const MAX_PANELS: usize = 4;
 
-/// How far ahead of its use a weight is asked for, in each panel: rows that use it nearly as long as memory takes wait for no less.
-/// The CPU's own prefetch stops at the end of a small page.
+/// How far ahead of its use a weight is asked for, in each panel: rows that use it nearly as long as memory takes wait
+/// for no less. The CPU's own prefetch stops at the end of a small page.
 const PREFETCH_BYTES: usize = 4096;
 
 /// The product of all parts of a weight with `out_features` outputs, each part filling its own columns.
@@ -292,22 +293,22 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
                     target.ask::<I::Panel, ROWS, PANELS>(row, first_column);
                     [[I::Panel::splat(0.0); PANELS]; ROWS]
                 } else {
-                    tile::load::<I::Panel, ROWS, PANELS>(y, y_stride)
+                    tile::load::<I, W, ROWS, PANELS>(y, y_stride)
                 };
                 let next = panels.as_ptr().wrapping_add((next_panel * depth + k_start) * PANEL);
                 for factors in factors.split(whole, next) {
                     sums = tile::multiply::<I, W, _, ROWS, PANELS>(factors, sums);
                 }
-                tile::store(sums, y, y_stride);
+                tile::store::<I, W, ROWS, PANELS>(sums, y, y_stride);
             } else {
                 let mut edge = [[0.0; PANEL]; ROWS];
                 // The first piece begins with zeros, and there is nothing yet to go on from.
                 for (index, edge) in edge.iter_mut().enumerate().skip(if k_start == 0 { ROWS } else { 0 }) {
                     edge[..num_columns].copy_from_slice(target.columns(row + index, first_column, num_columns));
                 }
-                let sums = tile::load::<I::Panel, ROWS, 1>(edge.as_ptr().cast(), PANEL);
+                let sums = tile::load::<I, W, ROWS, 1>(edge.as_ptr().cast(), PANEL);
                 let sums = tile::multiply::<I, W, _, ROWS, 1>(factors, sums);
-                tile::store(sums, edge.as_mut_ptr().cast(), PANEL);
+                tile::store::<I, W, ROWS, 1>(sums, edge.as_mut_ptr().cast(), PANEL);
                 for (index, edge) in edge.iter().enumerate() {
                     target.columns(row + index, first_column, num_columns).copy_from_slice(&edge[..num_columns]);
                 }

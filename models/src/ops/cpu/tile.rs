@@ -41,8 +41,9 @@ pub(super) fn panels_together<I: Instructions>(num_rows: usize, most: usize) -> 
     1 << (I::TILE_SUMS / num_rows).min(most).clamp(1, 8).ilog2()
 }
 
-/// Runs `$call` with the constant `$PANELS` that equals `$together`, what [`panels_together`] gave for `$ROWS` rows or a smaller power of
-/// two: one of the list, in descending order, or 1. Whose sums do not fit the registers is not even compiled.
+/// Runs `$call` with the constant `$PANELS` that equals `$together`, what [`panels_together`] gave for `$ROWS` rows or
+/// a smaller power of two: one of the list, in descending order, or 1. Whose sums do not fit the registers is not even
+/// compiled.
 macro_rules! with_panels {
     ($I:ident, $ROWS:ident, $together:expr, [$($most:literal)*], $PANELS:ident => $call:expr) => {
         match $together {
@@ -78,6 +79,22 @@ pub(super) trait Weight: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Lanes`].
     unsafe fn splat<I: Instructions>(factor: *const Self::Factor) -> Self::Columns<I>;
+    /// Sums of 16 columns in the order of the lanes in [`Weight::Columns`].
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    #[inline(always)]
+    unsafe fn begin<I: Instructions>(sums: I::Panel) -> I::Panel {
+        sums
+    }
+    /// The sums of which [`Weight::begin`] makes these.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    #[inline(always)]
+    unsafe fn end<I: Instructions>(sums: I::Panel) -> I::Panel {
+        sums
+    }
     /// `sums` and the products, in the order of `k`'s neighbours that the type says, each rounded once.
     ///
     /// # Safety
@@ -97,12 +114,22 @@ impl<E: Element> Weight for E {
     // SAFETY, for every block below: passed on.
     #[inline(always)]
     unsafe fn load<I: Instructions>(from: *const Self, _stride: usize) -> I::Panel {
-        unsafe { E::load(from) }
+        unsafe { E::load_for_products(from) }
     }
 
     #[inline(always)]
     unsafe fn splat<I: Instructions>(factor: *const f32) -> I::Panel {
         unsafe { I::Panel::splat(*factor) }
+    }
+
+    #[inline(always)]
+    unsafe fn begin<I: Instructions>(sums: I::Panel) -> I::Panel {
+        if E::IN_TURNS { unsafe { sums.in_turns() } } else { sums }
+    }
+
+    #[inline(always)]
+    unsafe fn end<I: Instructions>(sums: I::Panel) -> I::Panel {
+        if E::IN_TURNS { unsafe { sums.in_order() } } else { sums }
     }
 
     #[inline(always)]
@@ -277,49 +304,55 @@ impl CacheLevel {
     }
 }
 
-/// Whether these are nearly all the sums that registers have room for. A compiler that reads the factors of later products early has
-/// none left for them then, and keeps sums on the stack; `models/benches/registers_on_the_stack.py` tells what it did.
+/// Whether these are nearly all the sums that registers have room for. A compiler that reads the factors of later
+/// products early has none left for them then, and keeps sums on the stack; `models/benches/registers_on_the_stack.py`
+/// tells what it did.
 const fn fills_registers<I: Instructions>(rows: usize, panels: usize) -> bool {
     8 * rows * panels > 7 * I::TILE_SUMS
 }
 
-/// Whether the columns stay in registers while the factors pass, or the factors while the columns pass: both together are more than
-/// there are registers. Of several steps at a time the factors do not stay either, and are read again for each panel.
+/// Whether the columns stay in registers while the factors pass, or the factors while the columns pass: both together
+/// are more than there are registers. Of several steps at a time the factors do not stay either, and are read again for
+/// each panel.
 const fn many_rows(rows: usize, panels: usize) -> bool {
     panels > 1 && rows > 2 * panels
 }
 
+/// What [`multiply`] continues: `ROWS` rows of `PANELS * 16` sums at `from`.
+///
 /// # Safety
-/// As [`multiply`]; `from` must be valid for `ROWS` rows of `PANELS * 16` elements.
+/// As [`multiply`]; `from` must be valid for all of them.
 #[inline(always)]
-pub(super) unsafe fn load<L: Lanes, const ROWS: usize, const PANELS: usize>(
+pub(super) unsafe fn load<I: Instructions, W: Weight, const ROWS: usize, const PANELS: usize>(
     from: *const f32,
     stride: usize,
-) -> Sums<L, ROWS, PANELS> {
+) -> Sums<I::Panel, ROWS, PANELS> {
     // SAFETY: inside the rows for which the caller vouches.
     unsafe {
-        let mut sums = [[L::splat(0.0); PANELS]; ROWS];
+        let mut sums = [[I::Panel::splat(0.0); PANELS]; ROWS];
         for (row, panels) in sums.iter_mut().enumerate() {
             for (panel, sum) in panels.iter_mut().enumerate() {
-                *sum = L::load(from.add(row * stride + panel * PANEL));
+                *sum = W::begin::<I>(I::Panel::load(from.add(row * stride + panel * PANEL)));
             }
         }
         sums
     }
 }
 
+/// Writes what [`multiply`] gives.
+///
 /// # Safety
 /// As [`load`], for writing.
 #[inline(always)]
-pub(super) unsafe fn store<L: Lanes, const ROWS: usize, const PANELS: usize>(
-    sums: Sums<L, ROWS, PANELS>,
+pub(super) unsafe fn store<I: Instructions, W: Weight, const ROWS: usize, const PANELS: usize>(
+    sums: Sums<I::Panel, ROWS, PANELS>,
     to: *mut f32,
     stride: usize,
 ) {
     for (row, panels) in sums.into_iter().enumerate() {
         for (panel, sum) in panels.into_iter().enumerate() {
             // SAFETY: inside the rows for which the caller vouches.
-            unsafe { sum.store(to.add(row * stride + panel * PANEL)) };
+            unsafe { W::end::<I>(sum).store(to.add(row * stride + panel * PANEL)) };
         }
     }
 }

@@ -48,7 +48,8 @@ impl<E: Cached, const ROWS: usize, const TILES: usize> Piece for Scores<E, ROWS,
         // SAFETY: passed on.
         unsafe {
             let zero = [[I::Panel::splat(0.0); TILES]; ROWS];
-            tile::store(tile::multiply::<I, E, _, ROWS, TILES>(factors, zero), self.to, VISIT);
+            let sums = tile::multiply::<I, E, _, ROWS, TILES>(factors, zero);
+            tile::store::<I, E, ROWS, TILES>(sums, self.to, VISIT);
         }
     }
 }
@@ -71,7 +72,7 @@ impl<E: Cached, const ROWS: usize, const PANELS: usize> Piece for Values<'_, E, 
     unsafe fn run<I: Instructions>(self) {
         // SAFETY: passed on.
         unsafe {
-            let mut sums = tile::load::<I::Panel, ROWS, PANELS>(self.to, self.width);
+            let mut sums = tile::load::<I, E, ROWS, PANELS>(self.to, self.width);
             for (index, &[w, ahead]) in self.tiles.iter().enumerate() {
                 let factors = Factors {
                     x: self.weights.add(index * self.num_steps),
@@ -87,7 +88,7 @@ impl<E: Cached, const ROWS: usize, const PANELS: usize> Piece for Values<'_, E, 
                 };
                 sums = tile::multiply::<I, E, _, ROWS, PANELS>(factors, sums);
             }
-            tile::store(sums, self.to, self.width);
+            tile::store::<I, E, ROWS, PANELS>(sums, self.to, self.width);
         }
     }
 }

@@ -22,8 +22,8 @@ pub(super) const TILES_OF_VISIT: usize = 4;
 /// Their keys.
 pub(super) const VISIT: usize = TILES_OF_VISIT * KV_TILE;
 
-/// How many heads ahead of its use a tile is asked for, where a visit has as many: far enough for memory to answer. Of one tile each
-/// the first-level cache holds them beside what is at work.
+/// How many heads ahead of its use a tile is asked for, where a visit has as many: far enough for memory to answer. Of
+/// one tile each the first-level cache holds them beside what is at work.
 const HEADS_AHEAD: usize = 3;
 
 /// Which tile of the caches, of the layer's first head.
@@ -33,8 +33,9 @@ pub(super) struct TileIndex(usize);
 /// Which tile, and of which K/V head.
 pub(super) type HeadTile = (TileIndex, usize);
 
-/// Some tiles of some heads in their turn; the first stands at a multiple of as many. Where several heads wait for memory, what lies
-/// side by side in a block of the cache is read in its order: here four blocks of a tile each, and two heads,
+/// Some tiles of some heads in their turn; the first stands at a multiple of as many. Where several heads wait for
+/// memory, what lies side by side in a block of the cache is read in its order: here four blocks of a tile each, and
+/// two heads,
 ///
 /// ```text
 ///               head 0   head 1
@@ -100,8 +101,8 @@ impl<E: Cached> Attention<'_, E> {
         &all[tile * len..][..len]
     }
 
-    /// What to ask for while `tile` is read, one of `num_tiles` that are read together: its like [`HEADS_AHEAD`] heads later, which
-    /// behind the last head is a first one's, so many tiles further.
+    /// What to ask for while `tile` is read, one of `num_tiles` that are read together: its like [`HEADS_AHEAD`] heads
+    /// later, which behind the last head is a first one's, so many tiles further.
     #[inline(always)]
     pub(super) fn ahead(&self, visit: &Visit<'_>, (tile, kv_head): (usize, usize), num_tiles: usize) -> HeadTile {
         let num_heads = visit.kv_heads.len();
@@ -156,10 +157,11 @@ impl<E: Cached> Attention<'_, E> {
         }
     }
 
-    /// Tiles of keys, and of values, that are read for a head before it is the next one's turn. One lies in memory in front of the
-    /// next head's, in blocks of one tile, and one stream is what memory is fastest with, though several tiles hide more of the multiply-add's latency.
-    /// Where products take longer than memory (few registers, or bytes to widen), and for values that take several passes, with
-    /// their sums' way to the cache and back for each, several take less time.
+    /// Tiles of keys, and of values, that are read for a head before it is the next one's turn. One lies in memory in
+    /// front of the next head's, in blocks of one tile, and one stream is what memory is fastest with, though several
+    /// tiles hide more of the multiply-add's latency. Where products take longer than memory (few registers, or bytes
+    /// to widen), and for values that take several passes, with their sums' way to the cache and back for each, several
+    /// take less time.
     fn tiles_in_turn<I: Instructions>(&self, visit: &Visit<'_>) -> [usize; 2] {
         let waits_for_memory = visit.kv_heads.len() > 1 && I::TILE_SUMS > I::TILE_ROWS && size_of::<E>() > 1;
         let panels = self.layer.padded_head_dim() / KV_TILE;
@@ -252,8 +254,8 @@ impl<E: Cached> Attention<'_, E> {
             while tile < seen.end {
                 let together = panels_together::<I>(num_rows, seen.end - tile);
                 let place = ScoresAt { row: first, tile, in_turn: tiles.len() };
-                // SAFETY: as many rows of `head_dim` queries and of scores, those of a visit's tiles, of which there are so many from
-                // here on; a tile is `head_dim` by `KV_TILE`.
+                // SAFETY: as many rows of `head_dim` queries and of scores, those of a visit's tiles, of which there
+                // are so many from here on; a tile is `head_dim` by `KV_TILE`.
                 unsafe {
                     with_rows!(num_rows, I::TILE_ROWS, ROWS => with_panels!(I, ROWS, together, [4 2], TILES => {
                         I::apart(self.scores_of::<ROWS, TILES>(state, visit, place));
