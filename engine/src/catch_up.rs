@@ -91,8 +91,8 @@ impl CatchUpBudget {
         tokens
     }
 
-    /// Then the sequence is out of the others' way after this step, which is short where streams are protected: where none is, those
-    /// behind it would wait for as many tokens as a step has.
+    /// Then the sequence is out of the others' way after this step, which is short where streams are protected: where
+    /// none is, those behind it would wait for as many tokens as a step has.
     fn is_enough_for(&self, sequence: &Sequence, wanted: usize, time: CostNs) -> bool {
         let start = sequence.num_computed + sequence.num_scheduled;
         let has_rows = sequence.sampling.prompt_logprobs.is_none() || wanted <= self.prompt_logprob_rows;

@@ -89,8 +89,8 @@ impl CostModel {
 
     /// How many tokens of a prompt after the first `num_computed` take at most `time`.
     ///
-    /// `n` tokens take `n a + n^2 c / 2`, where `c` is the price of what a prompt's token attends and `a` that of the first token with
-    /// its context and half a `c`; this is the larger root, in the form that divides by no difference.
+    /// `n` tokens take `n a + n^2 c / 2`, where `c` is the price of what a prompt's token attends and `a` that of the
+    /// first token with its context and half a `c`; this is the larger root, in the form that divides by no difference.
     pub(crate) fn tokens_within(&self, num_computed: usize, time: CostNs) -> usize {
         let (c, time) = (self.prompt_context_token_ns, time as f64);
         let a = self.prompt_token_ns + c * (num_computed as f64 + 0.5);

@@ -8,8 +8,9 @@
 //! longer                                    |   0.75 times that; the longer prompts wait, the more: up to twice, at most 250 ms
 //! ```
 //!
-//! Under a steady load the last factor finds its level: where prompts are done before the next ones come it falls, and where they
-//! pile up it rises. So they are spread over all steps, while with a fixed factor steps without any and steps full of them take turns.
+//! Under a steady load the last factor finds its level: where prompts are done before the next ones come it falls, and
+//! where they pile up it rises. So they are spread over all steps, while with a fixed factor steps without any and
+//! steps full of them take turns.
 
 use std::time::Duration;
 

@@ -42,8 +42,8 @@ impl Running {
         self.sequences.extract_if(.., |sequence| sequence.is_parked())
     }
 
-    /// Whoever catches up and got nothing of any step for as long as a class has patience goes before those who left it nothing: the one
-    /// that has waited longest, then nobody for as long again.
+    /// Whoever catches up and got nothing of any step for as long as a class has patience goes before those who left it
+    /// nothing: the one that has waited longest, then nobody for as long again.
     pub(crate) fn raise_overdue(&mut self, now: Duration, patience: Duration) {
         let is_over = |since: Duration| now.saturating_sub(since) >= patience;
         if self.raised_at.is_some_and(|at| !is_over(at)) {

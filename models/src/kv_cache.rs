@@ -117,8 +117,8 @@ impl KvCache {
         Ok(Self { host: host.clone(), ..self })
     }
 
-    /// Takes from the system the memory that blocks will need, while others go on, slowly while `pulse` says that a model computes.
-    /// Where that cannot be, each page is taken when it is first written.
+    /// Takes from the system the memory that blocks will need, while others go on, slowly while `pulse` says that a
+    /// model computes. Where that cannot be, each page is taken when it is first written.
     pub fn take_memory(&mut self, pulse: Pulse) {
         match populate(self.tensors().cloned().collect(), self.host.processors.clone(), pulse) {
             Ok(populating) => self.populating = Some(populating),

@@ -45,7 +45,8 @@ pub enum KvReach {
 }
 
 impl KvCacheSpec {
-    /// Bytes of K and V that one block takes, scales included. A group of fewer layers than the largest leaves some of them unused.
+    /// Bytes of K and V that one block takes, scales included. A group of fewer layers than the largest leaves some of
+    /// them unused.
     pub fn block_bytes(&self) -> usize {
         let [keys, values] = [self.head_dim, padded(self.head_dim)].map(|width| self.format.tile_bytes(width));
         self.layers_per_block() * self.num_kv_heads * (self.block_size / KV_TILE) * (keys + values)

@@ -305,7 +305,9 @@ impl Outline {
         let allowed = self.spec.max_position;
         match wanted {
             Some(wanted) if wanted > allowed || wanted == 0 => {
-                let problem = format!("a maximum length of {wanted} was asked for; ask for 1 to {allowed}");
+                let problem = format!(
+                    "the model takes {allowed} tokens, and max_model_len asks for {wanted}; ask for 1 to {allowed}"
+                );
                 let (file, field) = &self.length_field;
                 Err(ModelError::checkpoint(file, field, problem))
             }

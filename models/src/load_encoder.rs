@@ -145,7 +145,9 @@ impl EncoderCheckpoint {
         let allowed = self.spec.max_position;
         match wanted {
             Some(wanted) if wanted > allowed || wanted == 0 => {
-                let problem = format!("a maximum length of {wanted} was asked for; ask for 1 to {allowed}");
+                let problem = format!(
+                    "the model takes {allowed} tokens, and max_model_len asks for {wanted}; ask for 1 to {allowed}"
+                );
                 Err(self.config.refuse("max_position_embeddings", problem))
             }
             wanted => Ok(wanted.unwrap_or(allowed)),

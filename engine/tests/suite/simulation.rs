@@ -17,8 +17,8 @@ use passerelle_models::{CausalLm, KvReach};
 
 const SEEDS: u64 = 300;
 const ALL_SEEDS: u64 = 10_000;
-/// Nothing ran in a step of the first: the one batch stream whose turn it was lost its blocks. In the second requests starved: one
-/// had a turn out of order, was parked, and had another one preempted that went before it.
+/// Nothing ran in a step of the first: the one batch stream whose turn it was lost its blocks. In the second requests
+/// starved: one had a turn out of order, was parked, and had another one preempted that went before it.
 const ONCE_FAILED: [u64; 2] = [1050, 9001];
 const REQUESTS: usize = 24;
 /// A world's work is at most `REQUESTS` times three choices of 40 tokens, recomputed a few times over.

@@ -15,10 +15,10 @@
 //! product is multiplied with its key's scale when it is whole, and a weight with its value's scale once it has been added
 //! to the sum of weights.
 //!
-//! Where the compute dtype is bf16 and the CPU has an instruction for it ([`Compute::with_bf16_products`]), queries and weights
-//! are rounded to bf16 when they meet a bf16 cache with an even head dimension, and the steps of both sums are pairs of neighbours as in
-//! [`linear`](super::linear()): of `d`, and of keys from even positions on. A key whose neighbour is not seen is added alone, by one
-//! fused multiply-add. Weights are summed before they are rounded.
+//! Where the compute dtype is bf16 and the CPU has an instruction for it ([`Compute::with_bf16_products`]), queries and
+//! weights are rounded to bf16 when they meet a bf16 cache with an even head dimension, and the steps of both sums are
+//! pairs of neighbours as in [`linear`](super::linear()): of `d`, and of keys from even positions on. A key whose
+//! neighbour is not seen is added alone, by one fused multiply-add. Weights are summed before they are rounded.
 
 use std::sync::Arc;
 

@@ -8,9 +8,9 @@
 //! block scales  of each block of 256 elements: d and dmin f16 (q4_k), d f16 (q6_k)
 //! ```
 //!
-//! A quant is stored with an offset, so that it is not negative. Eight neighbours are a *piece*, which a thread takes: 8 bytes, or
-//! 4 with the first four elements in the low nibbles and the last four in the high ones. Of 16 neighbours, byte `b` of 4 has the
-//! high bits of elements `b`, `b + 4`, `b + 8` and `b + 12`, the first lowest.
+//! A quant is stored with an offset, so that it is not negative. Eight neighbours are a *piece*, which a thread takes:
+//! 8 bytes, or 4 with the first four elements in the low nibbles and the last four in the high ones. Of 16 neighbours,
+//! byte `b` of 4 has the high bits of elements `b`, `b + 4`, `b + 8` and `b + 12`, the first lowest.
 //!
 //! That is as many bytes as the file has, but for q4_k, whose scales are unpacked: 148 a block, where the file has 144.
 

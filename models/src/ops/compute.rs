@@ -41,8 +41,8 @@ pub enum KernelSet {
     Avx2Fma,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI besides. Bit for bit equal to [`KernelSet::Portable`].
     Avx512,
-    /// The same with AVX512-BF16, for products of bf16 by bf16, those of attention included ([`Compute::with_bf16_products`]); all
-    /// else has the bits of [`KernelSet::Portable`].
+    /// The same with AVX512-BF16, for products of bf16 by bf16, those of attention included
+    /// ([`Compute::with_bf16_products`]); all else has the bits of [`KernelSet::Portable`].
     Avx512Bf16,
     /// Our own kernels on an NVIDIA GPU, and candle's where there is none of ours.
     #[cfg(feature = "cuda")]

@@ -19,8 +19,9 @@ pub enum MemoryPlacement {
     /// Each page where the thread runs that first writes it, as the system does by itself.
     #[default]
     FirstWriter,
-    /// Page by page in turn on all that this process may use. Tasks go to whichever thread is free, so no thread has
-    /// weights of its own to lie beside; this way all memories are read at once, and none more than others.
+    /// Page by page in turn on all that this process may use. Each thread works through tasks of its own and takes half
+    /// of what another has left when its own are done, but weights are packed by whichever thread is free, so no
+    /// thread's weights lie beside it; this way all memories are read at once, and none more than others.
     Interleaved,
 }
 

@@ -12,8 +12,8 @@
 //! products of every 32 inputs (16 for q6_k, which has a scale for so many) are summed exactly and enter the sum by one
 //! fused multiply-add with the product of both scales, in ascending order; q4_k's minimum follows by another one.
 //!
-//! On a GPU, up to 8 rows are multiplied by the weights that the quants stand for, in f32; for more, the weights are rounded to bf16,
-//! and so is `x`.
+//! On a GPU, up to 8 rows are multiplied by the weights that the quants stand for, in f32; for more, the weights are
+//! rounded to bf16, and so is `x`.
 
 use candle_core::{D, DType, Tensor};
 
@@ -177,7 +177,8 @@ pub(crate) fn packed_bytes(dtype: StoredDtype, rows: usize, columns: usize) -> u
     PackedPart::size_of(dtype, rows, columns)
 }
 
-/// `x [m, in_features]`, f32 or as [`PackedWeight::takes`] says, times the transposed weight, plus `bias [out_features] f32` if any: `[m, out_features] f32`.
+/// `x [m, in_features]`, f32 or as [`PackedWeight::takes`] says, times the transposed weight, plus
+/// `bias [out_features] f32` if any: `[m, out_features] f32`.
 pub fn linear<M: Operand>(
     compute: &Compute,
     x: &M,

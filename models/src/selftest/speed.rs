@@ -64,9 +64,10 @@ impl std::fmt::Debug for Load {
     }
 }
 
-/// The ops that take a step's time, with weights, keys and values in bf16: a product for one row, a product for many (both with
-/// weights in q4_k, too), and attention of many sequences that generate. They take about half a gigabyte. Where logits stay on the device, also choices
-/// of tokens there. Where steps are replayed, also steps of the bundled model, which is so small that launches take their time.
+/// The ops that take a step's time, with weights, keys and values in bf16: a product for one row, a product for many
+/// (both with weights in q4_k, too), and attention of many sequences that generate. They take about half a gigabyte.
+/// Where logits stay on the device, also choices of tokens there. Where steps are replayed, also steps of the bundled
+/// model, which is so small that launches take their time.
 ///
 /// Errors when memory is short.
 pub fn loads(compute: &Compute) -> Result<Vec<Load>, ModelError> {

@@ -317,8 +317,8 @@ fn chunks_and_single_tokens_give_the_bits_of_the_whole() {
     }
 }
 
-/// The last one has its heads in one task where one thread has them all. Their values come in one pass and in several, of 8 panels and
-/// fewer, and their blocks have one tile and two.
+/// The last one has its heads in one task where one thread has them all. Their values come in one pass and in several,
+/// of 8 panels and fewer, and their blocks have one tile and two.
 #[test]
 fn a_token_of_several_heads_gives_the_bits_of_the_whole() {
     const SHAPES: [(usize, usize, usize, usize); 6] =

@@ -82,6 +82,6 @@ fn too_large(limit: usize) -> ApiError {
 }
 
 fn too_slow(bounds: BodyBounds) -> ApiError {
-    let seconds = bounds.timeout.as_secs();
+    let seconds = bounds.timeout.as_secs_f64();
     ApiError::new(ErrorKind::BodyTimeout, format!("The body did not arrive within {seconds} seconds."))
 }

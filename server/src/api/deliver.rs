@@ -240,6 +240,6 @@ async fn next_piece(prompts: &mut [LivePrompt], first: usize) -> Result<Option<(
 }
 
 fn timed_out(state: &AppState) -> ApiError {
-    let seconds = state.config().request_timeout.as_secs();
+    let seconds = state.config().request_timeout.as_secs_f64();
     ApiError::new(ErrorKind::RequestTimeout, format!("The answer took longer than {seconds} seconds."))
 }

@@ -76,7 +76,7 @@ pub(crate) async fn encode(
     match timeout(limit, running.all()).await {
         Ok(vectors) => Ok(Encoded { vectors: vectors?, usage: running.encoding.close() }),
         Err(_) => {
-            let message = format!("The texts were not read within {} seconds.", limit.as_secs());
+            let message = format!("The texts were not read within {} seconds.", limit.as_secs_f64());
             Err(ApiError::new(ErrorKind::RequestTimeout, message))
         }
     }

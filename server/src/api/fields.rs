@@ -124,13 +124,31 @@ impl Reader {
             self.ignored.push(full);
             return Ok(());
         }
-        let hint = match nearest(name, table.iter().flat_map(|rows| rows.iter().map(|field| field.name))) {
+        let known = table.iter().flat_map(|rows| rows.iter().map(|field| field.name));
+        let meant = if fields.path.is_empty() { name_of_another_route(name, table) } else { None };
+        let hint = match meant.or_else(|| nearest(name, known)) {
             Some(known) => format!(" Did you mean `{known}`?"),
             None => String::new(),
         };
         let message = format!("Unknown parameter: `{}`.{hint}", echoed(&full));
         Err(ApiError::new(ErrorKind::UnknownParameter, message).param(full))
     }
+}
+
+/// What a field is called in the bodies of different routes, and where a value of its own stands in that.
+const CALLED: &[&[&str]] = &[
+    &["max_completion_tokens", "max_output_tokens", "max_tokens"],
+    &["messages", "input", "prompt"],
+    &["response_format", "text.format"],
+    &["reasoning_effort", "reasoning.effort"],
+    &["instructions", "messages"],
+];
+
+/// As `table` calls what another route calls `name`.
+fn name_of_another_route(name: &str, table: &[&'static [Field]]) -> Option<&'static str> {
+    let is_known = |other: &str| find(table, other.split('.').next().unwrap_or(other)).is_some();
+    let same = CALLED.iter().find(|names| names.contains(&name))?;
+    same.iter().copied().find(|other| *other != name && is_known(other))
 }
 
 /// The honoured fields of one object, taken one by one.
@@ -301,6 +319,17 @@ mod tests {
         let error = open(json!({"max_token": 3})).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnknownParameter);
         assert!(error.message().contains("Did you mean `max_tokens`?"), "{}", error.message());
+    }
+
+    #[test]
+    fn what_another_route_calls_a_field_is_told_by_its_name_here() {
+        const FIELDS: &[Field] = &[honoured("max_output_tokens"), honoured("min_tokens"), honoured("text")];
+        for (asked, meant) in [("max_tokens", "`max_output_tokens`"), ("response_format", "`text.format`")] {
+            let error = Reader::new(UnknownFields::Error).open(json!({asked: 1}), "", &[FIELDS]).unwrap_err();
+            assert!(error.message().ends_with(&format!("Did you mean {meant}?")), "{}", error.message());
+        }
+        let elsewhere = Reader::new(UnknownFields::Error).open(json!({"messages": 1}), "", &[FIELDS]).unwrap_err();
+        assert!(!elsewhere.message().contains("Did you mean"), "{}", elsewhere.message());
     }
 
     #[test]

@@ -46,8 +46,8 @@ impl GrammarWork {
         Self { places, of_accounts, per_account, timeout: bounds.timeout }
     }
 
-    /// Runs `compile` for the field `param` of a request of `account`. Errors with a 503 when no place is free in time, and with a 400 when the grammar
-    /// takes too long.
+    /// Runs `compile` for the field `param` of a request of `account`. Errors with a 503 when no place is free in time,
+    /// and with a 400 when the grammar takes too long.
     pub(crate) async fn run<T, F>(&self, account: &AccountPath, param: &str, compile: F) -> Result<T, ApiError>
     where
         T: Send + 'static,

@@ -1,4 +1,4 @@
-//! HTTP: the only room that knows axum, JSON and status codes.
+//! HTTP: the only room that chooses status codes.
 //!
 //! [`router`] answers requests in process or behind [`serve`]. A request passes, from the outside in: the trace (id,
 //! log line, metrics), the panic catcher, the checks of web origins and of an open listener, its handler in [`routes`].

@@ -21,7 +21,8 @@ pub(crate) struct ReachedLimit {
     limit: f64,
     used: f64,
     asked: f64,
-    /// When the ask would fit, exactly; `Retry-After` is a little later for each in its own way. `None`: nobody needs to wait for it.
+    /// When the ask would fit, exactly; `Retry-After` is a little later for each in its own way. `None`: nobody needs
+    /// to wait for it.
     retry_after_seconds: Option<f64>,
 }
 

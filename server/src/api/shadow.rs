@@ -1,10 +1,10 @@
 //! Requests that a candidate is asked too, where the configuration of their alias says so.
 //!
-//! While an answer is given, an [`AnswerRecorder`] notes its tokens. Once it has come to its end and is settled, the model that gave
-//! it and the candidate are asked what `passerelle score` asks about a prompt with a reference: how likely is this
-//! answer, and which would be the greedy one? Both in the class batch, and on the bill of whom the configuration names.
-//! Whoever asked first waits for none of this, pays for none of it and hears of none of it: what finds no room, or
-//! fails, is counted and forgotten.
+//! While an answer is given, an [`AnswerRecorder`] notes its tokens. Once it has come to its end and is settled, the
+//! model that gave it and the candidate are asked what `passerelle score` asks about a prompt with a reference: how
+//! likely is this answer, and which would be the greedy one? Both in the class batch, and on the bill of whom the
+//! configuration names. Whoever asked first waits for none of this, pays for none of it and hears of none of it: what
+//! finds no room, or fails, is counted and forgotten.
 
 mod asking;
 mod item;

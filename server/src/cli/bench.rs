@@ -46,7 +46,7 @@ Examples:
   passerelle bench --model ./checkpoint --batch 32 --tariff 2026-12-01 --card a100 >tariff.toml
 
 A step reads every weight once, and multiplies every weight with every token. How fast this machine reads memory and how
-fast it multiplies in registers, f32 or bf16 numbers or, for quantised weights, 16-bit integers, is measured before each batch,
+fast it multiplies in registers, f32 or bf16 numbers or, for quantised weights, integers of 16 or 8 bits, is measured before each batch,
 by the same threads (on a GPU at the start, by copies and products of large matrices). LIMIT is what the slower of the two would allow,
 with the keys and values that generating reads, and without the products of attention. A model that fits the caches can pass
 100 % of it.";
@@ -121,6 +121,7 @@ struct Report {
 
 impl BenchArgs {
     pub(crate) fn run(self) -> Result<()> {
+        self.suite.is_complete()?;
         if self.suite.suite.is_some() {
             return self.suite.run(&self.model_args, self.output);
         }

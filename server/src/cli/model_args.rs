@@ -36,10 +36,10 @@ pub(crate) struct ModelArgs {
     /// A Jinja file that makes prompts of messages [default: the checkpoint's own].
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
-    /// Sequences that run at once, per model [default: 64].
+    /// Sequences that run at once, per model [default: 64 on a CPU, 256 on a GPU].
     #[arg(long, value_name = "N", value_parser = count::<NonZeroUsize>)]
     max_num_seqs: Option<NonZeroUsize>,
-    /// Tokens one step computes, over all sequences [default: 512].
+    /// Tokens one step computes, over all sequences [default: 512 on a CPU, 8192 on a GPU].
     #[arg(long, value_name = "TOKENS", value_parser = count::<NonZeroUsize>)]
     max_num_batched_tokens: Option<NonZeroUsize>,
     /// KV cache of all models together, like 2GiB [default: a share of the free memory].

@@ -39,8 +39,9 @@ pub(crate) struct UsageArgs {
 enum UsageCommand {
     /// Sums by account and model, or by account and user.
     Show(ShowArgs),
-    /// Show where the time of each partition of the server that runs went, hour by hour, in normalised GPU seconds: billed, computed but not
-    /// billed (below nothing where batches are fuller than the tariff's), and idle. They add up to what elapsed.
+    /// Show where the time of each partition of the server that runs went, hour by hour, in normalised GPU seconds:
+    /// billed, computed but not billed (below nothing where batches are fuller than the tariff's), and idle. They add
+    /// up to what elapsed.
     Hours(OutputArgs),
     /// Write every settled entry as CSV.
     Export {

@@ -191,11 +191,11 @@ impl Config {
         let partitions = check_partitions(written.partitions.unwrap_or_default(), &models, &workers)?;
         let ledger = check_ledger(written.ledger)?;
         let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
-        let (batches, grammar) = (check_batches(&written.batches), check_grammar(&written.grammar));
+        let (batches, grammar) = (check_batches(&written.batches), check_grammar(&written.grammar)?);
         let routing = check_routing(&written.routing)?;
         let aliases = check_aliases(written.aliases.unwrap_or_default())?;
         let shadow = check_shadow(written.shadow, &aliases)?;
-        let (limits, shelf) = (written.limits, check_shelf(&written.shelf));
+        let (limits, shelf) = (written.limits, check_shelf(&written.shelf)?);
         Ok(Self {
             server,
             models,
@@ -283,15 +283,18 @@ fn hub(offline: bool, environment: &Environment) -> HubConfig {
 
 fn check_engine(written: &WrittenEngine, environment: &Environment) -> Result<EngineConfig, ConfigError> {
     if let Some(template) = &written.chat_template {
-        check_exists("engine.chat_template", template, Path::is_file)?;
+        check_exists("engine.chat_template (--chat-template)", template, Path::is_file)?;
     }
     if let Some(list) = &written.device_list {
         check_exists("engine.device_list", list, Path::is_file)?;
     }
     if let Some(threads) = written.threads.filter(|threads| threads.get() > MOST_THREADS) {
-        return Err(ConfigError::value("engine.threads", format!("{threads} are more than {MOST_THREADS}")));
+        return Err(ConfigError::value(
+            "engine.threads (--threads)",
+            format!("{threads} are more than {MOST_THREADS}"),
+        ));
     }
-    let processors = processors(written.cpu_affinity.as_deref(), || "engine.cpu_affinity".to_owned())?;
+    let processors = processors(written.cpu_affinity.as_deref(), || "engine.cpu_affinity (--cpu-affinity)".to_owned())?;
     let device = written.device.clone().unwrap_or_default();
     let stated_steps = StatedSteps::check(written)?;
     Ok(EngineConfig {
@@ -330,7 +333,11 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         unknown_fields: written.unknown_fields.unwrap_or_default(),
         max_body,
         read_timeout: period(written.read_timeout, Duration::from_secs(30)),
-        request_timeout: period(written.request_timeout, Duration::from_secs(1800)),
+        request_timeout: some_period(
+            written.request_timeout,
+            Duration::from_secs(1800),
+            ("api.request_timeout", "is over before any answer; it refuses every request"),
+        )?,
         half_closed_timeout: period(written.half_closed_timeout, Duration::from_millis(5)),
         stalled_reader_timeout: period(written.stalled_reader_timeout, Duration::from_secs(60)),
         max_stop_strings: count(written.max_stop_strings, 16),
@@ -381,4 +388,16 @@ pub(super) fn count(written: Option<NonZeroUsize>, default: usize) -> usize {
 
 pub(super) fn period(written: Option<Period>, default: Duration) -> Duration {
     written.map_or(default, |period| period.0)
+}
+
+/// The same of what stands at `key`, where none at all would be too short: `why` says for what.
+pub(super) fn some_period(
+    written: Option<Period>,
+    default: Duration,
+    (key, why): (&str, &str),
+) -> Result<Duration, ConfigError> {
+    match period(written, default) {
+        Duration::ZERO => Err(ConfigError::value(key, format!("0s {why}"))),
+        period => Ok(period),
+    }
 }

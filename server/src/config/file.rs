@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use super::{ConfigError, DEMO, Listen, Written};
+use super::{ConfigError, DEMO, Listen, Written, sections};
 use crate::spelling::nearest;
 
 /// Reads and parses `file`. Relative paths inside it are relative to its folder, so that a configuration means the same
@@ -51,7 +51,10 @@ pub fn read(file: &Path) -> Result<Written, ConfigError> {
 
 /// What `file` holds is `text`: any TOML that people write, with the errors of a configuration.
 pub fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, ConfigError> {
-    toml::from_str(text).map_err(|error| syntax_error(file, text, &error))
+    toml::from_str(text).map_err(|error| {
+        let homes = |key: &str| sections::knowing::<T>(key);
+        syntax_error(file, text, &error, &homes)
+    })
 }
 
 /// `org/name` is a hub id as well as a path, so only `./` and `../` are taken as paths beside the file.
@@ -61,13 +64,14 @@ fn beside(folder: &Path, source: &str) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn syntax_error(file: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+/// `homes`: the headers under which a key is known.
+fn syntax_error(file: &Path, text: &str, error: &toml::de::Error, homes: &dyn Fn(&str) -> Vec<String>) -> ConfigError {
     let start = error.span().map_or(0, |span| span.start.min(text.len()));
     let before = &text[..start];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     let problem = match key_before(&before[line_start..]) {
-        Some(key) => format!("{key}: {}", explain(error.message())),
-        None => explain(error.message()),
+        Some(key) => format!("{key}: {}", explain(error.message(), homes)),
+        None => explain(error.message(), homes),
     };
     ConfigError::Syntax {
         file: file.into(),
@@ -85,23 +89,29 @@ fn key_before(line: &str) -> Option<&str> {
 }
 
 /// What serde says, in words of those who write configurations.
-fn explain(message: &str) -> String {
+fn explain(message: &str, homes: &dyn Fn(&str) -> Vec<String>) -> String {
     let message = message.trim().replace('\n', ": ");
     if message.starts_with("unknown ") {
-        return with_nearest(message);
+        return with_what_was_meant(message, homes);
     }
     match message.rsplit_once(", expected ") {
         Some((found, expected)) => format!("{found}, expected {}", in_words(expected)),
+        // Of a setting that has names for values, serde names none where something else stands there.
+        None if message == "wanted string or table" => "expected one of its names, in quotes".to_owned(),
         None => message,
     }
 }
 
-/// Messages of an unknown field or variant list what would have been right; the nearest of these is what was probably
-/// meant.
-fn with_nearest(message: String) -> String {
+/// A key may stand under the wrong header. Else messages of an unknown field or variant list what would have been right; the
+/// nearest of these is what was probably meant.
+fn with_what_was_meant(message: String, homes: &dyn Fn(&str) -> Vec<String>) -> String {
     let mut quoted = message.split('`').skip(1).step_by(2);
-    let known = quoted.next().and_then(|wrong| nearest(wrong, quoted));
-    match known {
+    let Some(wrong) = quoted.next() else { return message };
+    let homes = if message.starts_with("unknown field") { homes(wrong) } else { Vec::new() };
+    if !homes.is_empty() {
+        return format!("`{wrong}` stands under {}, not here", homes.join(" or "));
+    }
+    match nearest(wrong, quoted) {
         Some(known) => format!("{message}; did you mean `{known}`?"),
         None => message,
     }
@@ -114,6 +124,7 @@ fn in_words(expected: &str) -> &str {
         "usize" | "u16" | "u32" | "u64" => "a whole number",
         "f64" => "a number",
         "a sequence" => "a list, written `[\"A\", \"B\"]`; of tables it is written `[[NAME]]`",
+        "a string" => "a text, in quotes",
         "a map" => "a table, written `{ NAME = VALUE }`",
         "socket address" => "an address, like \"127.0.0.1:9443\"",
         other => other,

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::checked::{count, period};
-use super::{ByteSize, WrittenGrammar};
+use super::checked::{count, some_period};
+use super::{ByteSize, ConfigError, WrittenGrammar};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GrammarConfig {
@@ -17,8 +17,8 @@ pub struct GrammarConfig {
     pub compile_timeout: Duration,
 }
 
-pub(super) fn check_grammar(written: &WrittenGrammar) -> GrammarConfig {
-    GrammarConfig {
+pub(super) fn check_grammar(written: &WrittenGrammar) -> Result<GrammarConfig, ConfigError> {
+    Ok(GrammarConfig {
         max_bytes: written.max_bytes.unwrap_or(ByteSize(256 << 10)),
         max_depth: count(written.max_depth, 64),
         max_size: count(written.max_size, 200_000),
@@ -26,6 +26,10 @@ pub(super) fn check_grammar(written: &WrittenGrammar) -> GrammarConfig {
         compile_fuel: count(written.compile_fuel, 1_000_000),
         token_fuel: count(written.token_fuel, 100_000),
         max_concurrent_compiles: count(written.max_concurrent_compiles, 2),
-        compile_timeout: period(written.compile_timeout, Duration::from_secs(10)),
-    }
+        compile_timeout: some_period(
+            written.compile_timeout,
+            Duration::from_secs(10),
+            ("grammar.compile_timeout", "is over before any grammar is compiled; it refuses every one"),
+        )?,
+    })
 }

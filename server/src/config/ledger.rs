@@ -57,7 +57,8 @@ pub struct WrittenLedger {
     pub reserve_tokens: Option<NonZeroU32>,
     /// Accounts whose answers are reserved whole instead, theirs and those of accounts below.
     pub reserve_whole: Option<Vec<String>>,
-    /// How long a begun answer waits for its next part where a rate has no room or others hold the rest of a budget; then it ends.
+    /// How long a begun answer waits for its next part where a rate has no room or others hold the rest of a budget;
+    /// then it ends.
     pub longest_park: Option<Period>,
     /// Requests that wait for a limit to have room for them, at the same time.
     pub max_waiting: Option<NonZeroUsize>,

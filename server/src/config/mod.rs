@@ -19,6 +19,7 @@ mod model_flag;
 mod models;
 mod origin;
 mod partitions;
+mod sections;
 mod shadow;
 mod shelf;
 mod steps;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use passerelle_models::ops::ProcessorSet;
 
-use super::checked::{period, processors};
+use super::checked::{period, processors, some_period};
 use super::ledger::is_factor;
 use super::models::fits_as_name;
 use super::{ConfigError, ModelConfig, WorkerPlace, WrittenPartition, WrittenWorkers};
@@ -113,9 +113,8 @@ fn check_partition(place: usize, written: WrittenPartition) -> Result<PartitionC
 
 /// Errors when no worker could be taken for one that lives.
 pub(super) fn check_workers(written: &WrittenWorkers) -> Result<WorkersConfig, ConfigError> {
-    let longest = |stated, usual, setting| match period(stated, Duration::from_secs(usual)) {
-        Duration::ZERO => Err(ConfigError::value(setting, "0s is over before a worker has said anything")),
-        period => Ok(period),
+    let longest = |stated, usual, setting| {
+        some_period(stated, Duration::from_secs(usual), (setting, "is over before a worker has said anything"))
     };
     Ok(WorkersConfig {
         listen: written.listen,

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::checked::{count, period};
-use super::{ByteSize, WrittenShelf};
+use super::checked::{count, period, some_period};
+use super::{ByteSize, ConfigError, WrittenShelf};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShelfConfig {
@@ -17,12 +17,16 @@ pub struct ShelfConfig {
     pub max_models: usize,
 }
 
-pub(super) fn check_shelf(written: &WrittenShelf) -> ShelfConfig {
-    ShelfConfig {
+pub(super) fn check_shelf(written: &WrittenShelf) -> Result<ShelfConfig, ConfigError> {
+    Ok(ShelfConfig {
         memory: written.memory,
         kv_cache: written.kv_cache.unwrap_or(ByteSize(256 << 20)),
         longest_load: period(written.longest_load, Duration::from_secs(10)),
-        look_interval: period(written.look_interval, Duration::from_secs(2)),
+        look_interval: some_period(
+            written.look_interval,
+            Duration::from_secs(2),
+            ("shelf.look_interval", "would look at the folder without a pause"),
+        )?,
         max_models: count(written.max_models, 1024),
-    }
+    })
 }

@@ -46,7 +46,10 @@ fn a_wrong_type_is_refused_in_words_that_ask_for_no_rust() {
             "[engine]\nmax_num_seqs = \"many\"\n",
             ":2:16: max_num_seqs: invalid type: string \"many\", expected a whole number above 0",
         ),
-        ("models = [{ source = \"demo\", name = 3 }]", ":1:37: name: invalid type: integer `3`, expected a string"),
+        (
+            "models = [{ source = \"demo\", name = 3 }]",
+            ":1:37: name: invalid type: integer `3`, expected a text, in quotes",
+        ),
         ("engine.threads = true", ":1:18: engine.threads: invalid type: boolean `true`"),
         (
             "[models]\nsource = \"demo\"\n",
@@ -64,6 +67,31 @@ fn a_wrong_type_is_refused_in_words_that_ask_for_no_rust() {
 fn a_misspelt_section_is_refused() {
     let message = refusal("[egnine]\nthreads = 2\n");
     assert!(message.contains(":1:") && message.contains("did you mean `engine`?"), "{message}");
+}
+
+#[test]
+fn a_key_under_the_wrong_header_is_told_where_it_stands() {
+    for (text, expected) in [
+        ("[server]\nmax_added_latency = \"1s\"\n", ":2:1: `max_added_latency` stands under [engine], not here"),
+        ("listen = \"127.0.0.1:1\"\n", "`listen` stands under [server] or [workers], not here"),
+        ("[log]\nsource = \"demo\"\n", "`source` stands under [[models]], not here"),
+    ] {
+        let message = refusal(text);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn a_value_of_another_kind_is_told_what_to_write() {
+    for (line, expected) in [
+        ("max_added_latency = 5", "expected a period in quotes, like \"30s\""),
+        ("kv_cache_memory = 256", "expected a size in quotes, like \"512MiB\""),
+        ("tokenizer = 1", "expected a text, in quotes"),
+        ("dtype = 8", "expected one of its names, in quotes"),
+    ] {
+        let message = refusal(&format!("[engine]\n{line}\n"));
+        assert!(message.contains(expected), "{line}: {message}");
+    }
 }
 
 #[test]
@@ -209,7 +237,7 @@ fn a_step_that_cannot_feed_every_sequence_is_refused() {
     let error = check("[engine]\nmax_num_seqs = 64\nmax_num_batched_tokens = 32").expect_err("32 < 64");
     assert!(error.to_string().starts_with("engine.max_num_batched_tokens: "));
     let error = check("[engine]\nthreads = 1025").expect_err("no system starts so many");
-    assert!(error.to_string().starts_with("engine.threads: 1025 "), "{error}");
+    assert!(error.to_string().starts_with("engine.threads (--threads): 1025 "), "{error}");
 }
 
 #[test]
@@ -218,7 +246,7 @@ fn processors_are_read_as_a_list_and_what_is_none_is_refused_by_key() {
     assert_eq!(config.engine.processors.map(|processors| processors.count()), Some(5));
     for list in ["", "3-0", "0-1024", "all"] {
         let error = check(&format!("[engine]\ncpu_affinity = \"{list}\"")).expect_err(list);
-        assert!(error.to_string().starts_with("engine.cpu_affinity: "), "{error}");
+        assert!(error.to_string().starts_with("engine.cpu_affinity (--cpu-affinity): "), "{error}");
     }
 }
 
@@ -269,6 +297,14 @@ fn a_token_is_never_printed() {
     let environment = Environment { hf_token: Some(Secret::new("hf_abc")), ..environment() };
     let config = Config::check(Written::default(), &environment).expect("valid");
     assert!(!format!("{environment:?} {config:?}").contains("hf_abc"));
+}
+
+#[test]
+fn a_time_in_which_nothing_is_possible_is_refused_by_its_key() {
+    for (section, key) in [("api", "request_timeout"), ("grammar", "compile_timeout"), ("shelf", "look_interval")] {
+        let error = check(&format!("[{section}]\n{key} = \"0s\"\n")).expect_err("nothing would work").to_string();
+        assert!(error.contains(&format!("{section}.{key}: 0s ")), "{error}");
+    }
 }
 
 #[test]

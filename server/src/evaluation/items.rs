@@ -65,7 +65,7 @@ impl DataSet {
         let mut ids = HashSet::new();
         for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let at = |problem: String| DataError::Line { line: index + 1, problem };
-            let written: Written = serde_json::from_str(line).map_err(|error| at(of_one_line(&error)))?;
+            let written = Written::of(line).map_err(at)?;
             let item = written.item(index + 1).map_err(at)?;
             if !ids.insert(item.id.clone()) {
                 return Err(at(format!("a second item with the id {:?}", item.id)));
@@ -85,7 +85,30 @@ fn of_one_line(error: &serde_json::Error) -> String {
     error.to_string().replace(&format!(" at line {} column", error.line()), " at column")
 }
 
+/// What serde says of a field, in words of those who write items.
+fn in_words(field: &str, error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rsplit_once(", expected ") {
+        Some((found, "usize")) => format!("`{field}`: {found}, expected a whole number"),
+        Some((found, "a sequence")) => format!("`{field}`: {found}, expected a list"),
+        Some((found, "a string")) => format!("`{field}`: {found}, expected a text"),
+        _ if text.starts_with("unknown field") => text,
+        _ => format!("`{field}`: {text}"),
+    }
+}
+
 impl Written {
+    fn of(line: &str) -> Result<Self, String> {
+        let value: Value = serde_json::from_str(line).map_err(|error| of_one_line(&error))?;
+        let Value::Object(fields) = value else { return Err("an item is a JSON object, in braces".to_owned()) };
+        // One by one first, as serde does not say of which field it speaks.
+        for (name, value) in &fields {
+            let alone = Value::Object([(name.clone(), value.clone())].into_iter().collect());
+            serde_json::from_value::<Self>(alone).map_err(|error| in_words(name, &error))?;
+        }
+        serde_json::from_str(line).map_err(|error| of_one_line(&error))
+    }
+
     fn item(self, line: usize) -> Result<Item, String> {
         let id = match &self.id {
             None => line.to_string(),
@@ -168,6 +191,10 @@ mod tests {
             ("{\"prompt\": \"a\", \"choices\": [\"b\", \"c\"], \"answer\": 2}", "`answer` is 2"),
             ("{\"id\": [], \"text\": \"a\"}", "`id`"),
             ("{\"id\": \"1\", \"text\": \"a\"}", "a second item"),
+            ("{\"text\": 5}", "`text`: invalid type: integer `5`, expected a text"),
+            ("{\"prompt\": \"a\", \"choices\": \"b\", \"answer\": 0}", "`choices`: invalid type"),
+            ("{\"prompt\": \"a\", \"choices\": [\"b\", \"c\"], \"answer\": \"c\"}", "expected a whole number"),
+            ("[]", "a JSON object"),
             ("nonsense", "expected"),
         ] {
             let error = DataSet::parse(&format!("{{\"text\": \"first\"}}\n{line}")).unwrap_err().to_string();

@@ -98,7 +98,7 @@ impl Metric {
         match (self, outcome) {
             (Self::BitsPerByte, Outcome::Document(text))
             | (Self::ReferenceBitsPerByte, Outcome::Prompt { reference: text, .. }) => {
-                Some(Share { amount: text.bits(), weight: text.bytes as f64 })
+                text.is_scored().then(|| Share { amount: text.bits(), weight: text.bytes as f64 })
             }
             (Self::ExactMatch, outcome) => outcome.is_match().map(counted),
             (Self::Accuracy, outcome) => outcome.is_right().map(|(by_sum, _)| counted(by_sum)),

@@ -98,6 +98,11 @@ impl Continuation {
         self.tokens.logprobs.iter().flatten().sum()
     }
 
+    /// Whether a token of it counts: of a text of one token none does, and it would cost nothing.
+    pub fn is_scored(&self) -> bool {
+        self.tokens.logprobs.iter().any(Option::is_some)
+    }
+
     pub fn bits(&self) -> f64 {
         -self.logprob() / std::f64::consts::LN_2
     }
@@ -152,6 +157,7 @@ fn best(choices: &[Continuation], likelihood: fn(&Continuation) -> f64) -> Optio
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluation::Metric;
 
     fn continuation(bytes: u64, logprobs: &[f64]) -> Continuation {
         let logprobs = logprobs.iter().map(|logprob| Some(*logprob)).collect();
@@ -163,6 +169,15 @@ mod tests {
         let mut document = continuation(4, &[-std::f64::consts::LN_2, -3.0 * std::f64::consts::LN_2]);
         document.tokens.logprobs.insert(0, None);
         assert!((document.bits_per_byte() - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_text_of_which_no_token_counts_says_nothing() {
+        let mut document = continuation(1, &[]);
+        document.tokens.logprobs.push(None);
+        assert!(Metric::BitsPerByte.of(&Outcome::Document(document.clone())).is_none());
+        document.tokens.logprobs.push(Some(-1.0));
+        assert!(Metric::BitsPerByte.of(&Outcome::Document(document)).is_some());
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub struct LocalCheckpoint {
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     #[error(
-        "{written:?} is not a model source: {problem}. Write NAME=SOURCE, where SOURCE is a directory, a .gguf file or a hub id such as org/name or org/name@revision"
+        "{written:?} is not a model source: {problem}. A source is a directory, a .gguf file or a hub id such as org/name or org/name@revision; a model that is served may have a name before it, NAME=SOURCE"
     )]
     Source { written: String, problem: String },
     #[error("the directory {} does not exist; correct the path, or write a hub id such as org/name", .0.display())]

@@ -18,10 +18,12 @@ pub struct KvDemand {
 
 /// Less than every model needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{budget} is less than one block for each model (there are {models})")]
+#[error("{budget} is less than one block for each model, which takes {least} (there are {models})")]
 pub struct TooLittleForKv {
     budget: ByteSize,
     models: usize,
+    /// A block for every group of layers, of each of them.
+    least: ByteSize,
 }
 
 /// Blocks for each model, in order: every model gets room for the same number of tokens, but none more than it can use.
@@ -35,7 +37,8 @@ pub fn share_kv_memory(budget: ByteSize, demands: &[KvDemand]) -> Result<Vec<usi
         let bytes_per_token: u64 = order[position..].iter().map(|&other| demands[other].token_bytes()).sum();
         let fitting = demands[model].blocks_of(left / bytes_per_token);
         if fitting == 0 {
-            return Err(TooLittleForKv { budget, models: demands.len() });
+            let least = demands.iter().map(|demand| demand.token_bytes() * demand.spec.block_size as u64).sum();
+            return Err(TooLittleForKv { budget, models: demands.len(), least: ByteSize(least) });
         }
         blocks[model] = fitting;
         left = left.saturating_sub(fitting as u64 * demands[model].spec.block_bytes() as u64);
@@ -121,6 +124,7 @@ mod tests {
     #[test]
     fn a_budget_without_room_is_refused() {
         let error = share_kv_memory(ByteSize(BLOCK - 1), &[demand(1, 1000)]).expect_err("less than a block");
-        assert!(error.to_string().contains("each model (there are 1)"), "{error}");
+        let least = format!("each model, which takes {} (there are 1)", ByteSize(BLOCK));
+        assert!(error.to_string().ends_with(&least), "{error}");
     }
 }

@@ -97,8 +97,8 @@ pub struct UnplacedModel {
 /// The models that need most are placed first, each on the first partition, in the order given, where it and what is there
 /// already fit (first-fit decreasing, Johnson 1973). Models of one need go in the order given, so a plan is always the same.
 ///
-/// A model fits where weights, the activations of steps ([`FilledPartition::activations`]) and a KV cache that holds its sequences
-/// do, the KV cache being shared as the server shares it ([`super::share_kv_memory`]).
+/// A model fits where weights, the activations of steps ([`FilledPartition::activations`]) and a KV cache that holds
+/// its sequences do, the KV cache being shared as the server shares it ([`super::share_kv_memory`]).
 pub fn plan(models: &[ModelDemand], rooms: &[PartitionRoom]) -> Plan {
     let mut partitions: Vec<FilledPartition> = rooms.iter().map(FilledPartition::empty).collect();
     let mut order: Vec<&ModelDemand> = models.iter().collect();

@@ -85,7 +85,9 @@ fn on_accelerator(
     sight: Sight,
 ) -> Result<Compute> {
     let Device::Accelerator { backend: Backend::Cuda, id } = device else {
-        bail!("{key}: this build runs no models on {device}; use {instead}");
+        bail!(
+            "{key}: this build runs no models on {device}; use {instead}, or build with `--features cuda` where there is a GPU of NVIDIA's"
+        );
     };
     let variable = Backend::Cuda.visibility();
     let Some(ordinal) = ordinal(id, config.visible_devices.as_deref(), sight) else {

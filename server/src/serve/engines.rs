@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::defaults;
 use super::kept_costs::{KeptCosts, RanOn};
-use super::memory::{share_kv_memory, stated_or_of_device};
+use super::memory::{free_memory, share_kv_memory, stated_or_of_device};
 use super::models::{AnyLoaded, Loaded, LoadedEncoder};
 use super::report;
 
@@ -81,7 +81,11 @@ pub(crate) fn start(loaded: Vec<AnyLoaded>, workshop: Workshop) -> Result<Fleet>
     let generators = loaded.iter().filter_map(AnyLoaded::generator);
     let demands: Vec<KvDemand> = generators.map(|model| kv_demand(model, config)).collect();
     let memory = stated_or_of_device(config.kv_cache_memory, &workshop.compute);
-    let mut blocks = share_kv_memory(memory, &demands)?.into_iter();
+    let blocks = share_kv_memory(memory, &demands)?;
+    if workshop.compute.device().is_cpu() {
+        warn_of_more_than_free(&demands, &blocks);
+    }
+    let mut blocks = blocks.into_iter();
     let prices = loaded.iter().map(|model| (model.name().to_owned(), price(model.description()))).collect();
     let (mut running_all, mut served_all, mut replicas) = (Vec::new(), Vec::new(), Vec::new());
     for (model, id) in loaded.into_iter().zip(0..) {
@@ -93,6 +97,18 @@ pub(crate) fn start(loaded: Vec<AnyLoaded>, workshop: Workshop) -> Result<Fleet>
     }
     let comparisons = workshop.comparison_lane()?;
     Ok(Fleet { workshop, running: running_all, comparisons, served: served_all, replicas, prices })
+}
+
+/// A cache takes its memory as it fills, so that one for which there is none ends the process later, and says nothing now.
+fn warn_of_more_than_free(demands: &[KvDemand], blocks: &[usize]) {
+    let bytes = demands.iter().zip(blocks).map(|(demand, blocks)| demand.spec.block_bytes() as u64 * *blocks as u64);
+    let (taken, free) = (ByteSize(bytes.sum()), free_memory());
+    if taken > free {
+        tracing::warn!(
+            "the KV cache may take {taken} once it is full, and {free} of memory is free: the system may then end this process; \
+             lower engine.kv_cache_memory (--kv-cache-memory)"
+        );
+    }
 }
 
 impl Workshop {

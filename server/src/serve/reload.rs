@@ -248,7 +248,7 @@ fn compare(old: &Config, new: &Config, asks_for_keys: bool) -> Reloaded {
         (!same_models, "models"),
         (old.partitions != new.partitions, "partitions"),
         (old.workers != new.workers, "workers"),
-        (old.hub != new.hub, "hub"),
+        (old.hub != new.hub, "server.offline"),
         (with_candidates_of(&old.shadow, new) != new.shadow, "shadow"),
         (old.shelf != new.shelf, "shelf"),
         (old.engine != new.engine, "engine"),

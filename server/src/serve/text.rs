@@ -20,7 +20,8 @@ const CHAT_TEMPLATE: &str = "chat_template.jinja";
 /// A tokenizer that the configuration names replaces the model's own, with everything that belongs to it; a template that
 /// it names replaces any other.
 pub(crate) fn load(model: &ModelConfig, files: &CheckpointFiles, hub: &HubConfig) -> Result<TextModel> {
-    let other = model.tokenizer.as_ref().map(|source| find_files(source, Wanted::Tokenizer, hub)).transpose()?;
+    let other = model.tokenizer.as_ref().map(|source| find_files(source, Wanted::Tokenizer, hub)).transpose();
+    let other = other.context("tokenizer (--tokenizer)")?;
     let template = model.chat_template.as_deref().map(read_template).transpose()?;
     let read = |file: &str| match (&template, &other) {
         (Some(template), _) if file == CHAT_TEMPLATE => Ok(Some(template.clone())),
@@ -55,7 +56,7 @@ fn read(files: &CheckpointFiles, file: &str) -> io::Result<Option<Vec<u8>>> {
 }
 
 fn read_template(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("chat_template: {}", path.display()))
+    std::fs::read(path).with_context(|| format!("chat_template (--chat-template): {}", path.display()))
 }
 
 /// What the configuration says wins over what was found.

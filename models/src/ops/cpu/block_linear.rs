@@ -30,7 +30,8 @@ const TASK_ROWS: usize = 80;
 const ROWS_OF_A_READ: usize = 5;
 /// Tasks per thread, so that threads that start late or lose their core are helped out.
 const TASKS_PER_THREAD: usize = 8;
-/// Weights that one task reads at least: some microseconds of work.
+/// Weights that a task of one row reads at least: some microseconds of work. With more rows so much less, up to
+/// [`ROWS_OF_A_READ`].
 const MIN_TASK_BYTES: usize = 32 * 1024;
 /// Panels that rows visit together at most.
 const MAX_PANELS: usize = 4;

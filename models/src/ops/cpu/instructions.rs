@@ -27,7 +27,8 @@ pub(super) trait Instructions: Sized {
     /// Rows that the inner loop of a product of integers carries, at most [`super::tile::MAX_ROWS`].
     const INTEGER_ROWS: usize;
     /// Sums of 16 outputs that a product of integers carries where rows meet several panels at a time: what fits the registers
-    /// beside the factors, and 1 where several panels gain nothing.
+    /// beside the factors, and 1 where several panels gain nothing but for the few rows that wait for memory
+    /// ([`super::block_formats::Format::NARROW_ROWS_THAT_WAIT`]).
     const INTEGER_SUMS: usize;
 
     /// Adds to each of `sums` the products of its pair of bf16 lanes in `x` and `w`, as [`bf16_pairs::add_products`] says.
@@ -50,7 +51,7 @@ pub(super) trait Instructions: Sized {
 /// A part of a body that is compiled as a function of its own. The tiles of all shapes in one function would keep the
 /// compiler busy for minutes.
 pub(super) trait Piece {
-    /// Must be `#[inline(always)]`, see [`Lanes`].
+    /// Must be `#[inline(always)]`, see [`super::lanes::Lanes`].
     ///
     /// # Safety
     /// The CPU must have the instructions; and what the piece says of itself.

@@ -1,6 +1,6 @@
 //! Memory that was asked for, taken before it is used, so that what a process holds is known soon after its start and
-//! nobody's token waits for the system to clear a page. Beside models that compute without end it is taken at 0.2 GB/s, and whoever
-//! needs a page before that has it cleared for himself.
+//! nobody's token waits for the system to clear a page. Beside models that compute without end it is taken at 0.2 GB/s,
+//! and whoever needs a page before that has it cleared for himself.
 
 use std::io;
 use std::sync::Arc;
@@ -15,8 +15,9 @@ use super::system::Memory;
 use crate::Pulse;
 use crate::ops::ProcessorSet;
 
-/// What one call asks for, as much as a huge page: the system holds the process's memory map meanwhile, and whoever wants to change
-/// that waits. So this thread must not be one of low priority, which is stopped in the middle of it for long.
+/// What one call asks for, as much as a huge page: the system holds the process's memory map meanwhile, and whoever
+/// wants to change that waits. So this thread must not be one of low priority, which is stopped in the middle of it for
+/// long.
 const CHUNK_BYTES: usize = 2 << 20;
 
 /// Behind a piece, while a model computes. A piece takes a third or half of a millisecond, so this leaves the model all but a
@@ -30,9 +31,9 @@ pub(crate) struct Populating {
     thread: Option<JoinHandle<io::Result<usize>>>,
 }
 
-/// In a thread of its own, on `processors` where some are given, without changing what the tensors hold; they may be read and written meanwhile. Passes over what
-/// lies on a device, and ends early, with the reason, where the system knows no such request (Linux before 5.14, others). While
-/// `pulse` beats, it is slow.
+/// In a thread of its own, on `processors` where some are given, without changing what the tensors hold; they may be
+/// read and written meanwhile. Passes over what lies on a device, and ends early, with the reason, where the system
+/// knows no such request (Linux before 5.14, others). While `pulse` beats, it is slow.
 pub(crate) fn populate(tensors: Vec<Tensor>, processors: Option<ProcessorSet>, pulse: Pulse) -> io::Result<Populating> {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
@@ -45,8 +46,8 @@ pub(crate) fn populate(tensors: Vec<Tensor>, processors: Option<ProcessorSet>, p
     Ok(Populating { stop, thread: Some(thread) })
 }
 
-/// How many pieces there were. The beginnings of all tensors first: the first blocks of a cache, which the first sequences get, have a
-/// part in each.
+/// How many pieces there were. The beginnings of all tensors first: the first blocks of a cache, which the first
+/// sequences get, have a part in each.
 fn take_all(tensors: &[Tensor], stopped: &AtomicBool, mut courtesy: Courtesy) -> io::Result<usize> {
     let mut left: Vec<_> = tensors.iter().filter_map(memory_of).map(|memory| memory.pieces(CHUNK_BYTES)).collect();
     let mut round = Vec::with_capacity(left.len());
@@ -78,8 +79,8 @@ impl Courtesy {
         Self { seen: pulse.count(), pulse }
     }
 
-    /// If they did since the last time, the pause after it included: a task may take longer than a piece. Whoever ends this thread
-    /// wakes it.
+    /// If they did since the last time, the pause after it included: a task may take longer than a piece. Whoever ends
+    /// this thread wakes it.
     fn pause(&mut self) {
         if self.is_due() {
             std::thread::park_timeout(PAUSE);

@@ -102,8 +102,9 @@ mod linux {
         usize::try_from(unsafe { libc::sched_getcpu() }).ok()
     }
 
-    /// Brings this thread, which may be on all of `processors`, to one that is not taken, and lets it go on from there wherever it
-    /// could before. Which one that is; `None` where all are taken, or somebody else has said meanwhile where it may be.
+    /// Brings this thread, which may be on all of `processors`, to one that is not taken, and lets it go on from there
+    /// wherever it could before. Which one that is; `None` where all are taken, or somebody else has said meanwhile
+    /// where it may be.
     pub(crate) fn leave_processors(
         processors: &ProcessorSet,
         is_taken: impl Fn(usize) -> bool,

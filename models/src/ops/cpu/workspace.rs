@@ -1,9 +1,9 @@
 #![expect(unsafe_code, reason = "memory is taken without clearing it, and viewed as the elements that it holds")]
 
 //! Memory that a step computes in, kept for the next one: a step like the one before it asks the allocator for nothing.
-//! Steps of changing sizes hold about as much as the largest of them: one that is larger than the step before begins with nothing,
-//! since pieces that are a little too small would stay beside its own; and what else is new takes the place of what the step
-//! before has left.
+//! Steps of changing sizes hold about as much as the largest of them: one that is larger than the step before begins
+//! with nothing, since pieces that are a little too small would stay beside its own; and what else is new takes the
+//! place of what the step before has left.
 
 use std::fmt;
 use std::marker::PhantomData;

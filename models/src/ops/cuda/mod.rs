@@ -4,9 +4,10 @@
 //! of GPUs. Each kernel takes one struct by value; `args/` mirrors the structs and computes the grids, on any machine.
 //! The bodies beside it put tensors' addresses in and launch.
 //!
-//! Activations on a GPU have the dtype of the weights, bf16 or f32, and every op rounds to it once, at its end; sums are
-//! f32. Quantised weights stay quantised: activations beside them are bf16. Attention's bits depend on a row's position and the cached K/V that it sees, and in bf16 on whether its token is alone;
-//! cuBLAS picks other kernels for other row counts, so logits are close to those of other batches, not equal.
+//! Activations on a GPU have the dtype of the weights, bf16 or f32, and every op rounds to it once, at its end; sums
+//! are f32. Quantised weights stay quantised: activations beside them are bf16. Attention's bits depend on a row's
+//! position and the cached K/V that it sees, and in bf16 on whether its token is alone; cuBLAS picks other kernels for
+//! other row counts, so logits are close to those of other batches, not equal.
 //!
 //! Tests run the kernels' own text on the CPU (`host/`) and hold them against the reference bodies. What that cannot show
 //! stands at the top of `host/runtime.h`.

@@ -1,6 +1,7 @@
-// x W^T + bias for up to 8 rows x, as ../linear.rs has it, where W is quantised: the weights are read once for all rows, and never
-// stored as anything else. Each warp sums one output of every row. A row's sums are taken in the same order however many
-// rows there are: a lane adds its pieces in ascending order, by one fused multiply-add each element, and then lanes are added.
+// x W^T + bias for up to 8 rows x, as ../linear.rs has it, where W is quantised: the weights are read once for all
+// rows, and never stored as anything else. Each warp sums one output of every row. A row's sums are taken in the same
+// order however many rows there are: a lane adds its pieces in ascending order, by one fused multiply-add each element,
+// and then lanes are added.
 #include "blocks.cuh"
 
 struct QuantisedArgs {

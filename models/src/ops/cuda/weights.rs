@@ -8,8 +8,8 @@ use crate::ops::linear::WeightStorage;
 use crate::ops::{Compute, WeightPart, blocks};
 use crate::{ModelError, StoredDtype};
 
-/// Quantised where all of it is, or is to be, and f32 likewise; else bf16, to which f16 and the quantised parts of a weight that has
-/// others too are rounded. Parts are below each other.
+/// Quantised where all of it is, or is to be, and f32 likewise; else bf16, to which f16 and the quantised parts of a
+/// weight that has others too are rounded. Parts are below each other.
 pub(crate) fn on_gpu(
     compute: &Compute,
     dtype: Option<StoredDtype>,

@@ -21,7 +21,8 @@ use serde_json::json;
 
 pub(crate) use accounts::change_limit;
 
-use super::me::{in_query, sums};
+use super::me::{USAGE_QUERY, in_query, sums};
+use super::page::only;
 use super::require;
 use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::body::read_bytes;
@@ -73,6 +74,7 @@ pub(crate) const fn own_routes<D: AdminBackend>() -> [DeskRoute<D>; 3] {
 async fn usage<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
     let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
     let query = request.uri().query().unwrap_or_default();
+    only(query, &[&USAGE_QUERY[..], &["account"]].concat())?;
     let named = in_query(query, "account").map(str::parse).transpose();
     let named = named.map_err(|error: PathError| ApiError::new(ErrorKind::InvalidValue, format!("{error}.")))?;
     let is_named = named.is_some();

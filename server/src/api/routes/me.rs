@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::admin::blocking;
 use super::authenticate;
+use super::page::only;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::invalid;
 use crate::api::state::AppState;
@@ -19,6 +20,7 @@ use crate::gateway::{AccountPath, Administration, Caller};
 /// Every limit from the caller's account to the root as it stands now, and what is left of GPU time in tokens.
 pub(crate) async fn limits(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let caller = authenticate(&state, request.headers())?;
+    only(request.uri().query().unwrap_or_default(), &[])?;
     let states = state.ledger().limits_of(&caller);
     let data: Vec<Value> = states.iter().map(limit_json).collect();
     let gpu_time: Vec<Value> = gpu_time(&state, &caller, &states);
@@ -33,8 +35,12 @@ pub(crate) async fn usage(State(state): State<AppState>, request: Request) -> Re
     let caller = authenticate(&state, request.headers())?;
     let administration = state.administration().ok_or_else(nothing_kept)?;
     let query = request.uri().query().unwrap_or_default();
+    only(query, &USAGE_QUERY)?;
     Ok(Json(sums(administration, &caller.account.path, query).await?).into_response())
 }
+
+/// What [`sums`] takes of a query.
+pub(crate) const USAGE_QUERY: [&str; 3] = ["by", "since", "until"];
 
 /// Of an account and everything below it, as the query wants them.
 pub(crate) async fn sums(

@@ -79,7 +79,15 @@ pub(crate) fn shown(state: &AppState, is_seen: impl Fn(&str) -> bool) -> Vec<Sho
     });
     let mut models: BTreeMap<String, Shown> = served.collect();
     let shelved = state.shelf().into_iter().flat_map(Shelf::rows).filter(|row| is_seen(&row.model));
-    models.extend(shelved.map(|row| (row.model.clone(), Shown::of(row))));
+    for row in shelved {
+        let (name, in_memory) = (row.model.clone(), row.state == ShelfState::Ready);
+        let shown = Shown::of(row);
+        match models.get_mut(&name) {
+            // The shelf does not know whether what it has loaded makes progress.
+            Some(served) if in_memory => *served = Shown { state: served.state, ..shown },
+            _ => drop(models.insert(name, shown)),
+        }
+    }
     models.into_values().collect()
 }
 

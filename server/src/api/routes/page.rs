@@ -28,10 +28,7 @@ impl<'a> Page<'a> {
                 self.limit = parsed.ok_or_else(|| invalid("limit", format!("must be between 1 and {}", self.most)))?;
             }
             "after" => self.after = Some(value),
-            other => {
-                let message = format!("Unknown query parameter: `{}`.", echoed(other));
-                return Err(ApiError::new(ErrorKind::UnknownParameter, message).param(other));
-            }
+            other => return Err(unknown(other)),
         }
         Ok(())
     }
@@ -59,6 +56,19 @@ impl<'a> Page<'a> {
             "data": shown.iter().map(show).collect::<Vec<_>>(),
         }))
     }
+}
+
+/// Errors when the query has a parameter that is none of `known`.
+pub(super) fn only(query: &str, known: &[&str]) -> Result<(), ApiError> {
+    match pairs(query).find(|(name, _)| !known.contains(name)) {
+        Some((name, _)) => Err(unknown(name)),
+        None => Ok(()),
+    }
+}
+
+fn unknown(name: &str) -> ApiError {
+    let message = format!("Unknown query parameter: `{}`.", echoed(name));
+    ApiError::new(ErrorKind::UnknownParameter, message).param(name)
 }
 
 /// Names and values as they are written: none that is known here needs to be written otherwise.

@@ -7,6 +7,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::page::only;
 use super::{authenticate, enter, list_ignored, require};
 use crate::api::alias;
 use crate::api::body::read_json;
@@ -107,6 +108,7 @@ pub(crate) async fn tokenizer_info(State(state): State<AppState>, request: Reque
         return Err(ApiError::new(ErrorKind::RouteNotFound, "`/tokenizer_info` is switched off on this server."));
     }
     let query = request.uri().query().unwrap_or_default();
+    only(query, &["model"])?;
     let named = query.split('&').find_map(|pair| pair.strip_prefix("model="));
     // Of what a model's name may hold, only these are ever written otherwise in a query.
     let named = named.map(|name| name.replace("%2F", "/").replace("%3A", ":").replace("%40", "@"));

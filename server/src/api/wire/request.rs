@@ -80,8 +80,8 @@ pub(crate) struct GenerateRequest {
 pub(crate) struct PrefixCaching {
     /// Mixed into the account's own salt: prefixes are shared only between requests that give the same one.
     pub(crate) salt: Option<String>,
-    /// `prompt_cache_key`: prompts that begin alike meet on one replica where they give the same one. It shares nothing that would
-    /// not be shared without it.
+    /// `prompt_cache_key`: prompts that begin alike meet on one replica where they give the same one. It shares nothing
+    /// that would not be shared without it.
     pub(crate) key: Option<String>,
 }
 

@@ -41,8 +41,8 @@ pub(crate) const REASONING_FIELDS: &[Field] = &[
     honoured("status"),
     neutral("summary", "[[]]"),
 ];
-/// `annotations`, `logprobs` and `parsed`, as `parsed_arguments` of a call, come back with parts of earlier answers and say nothing that
-/// the text does not.
+/// `annotations`, `logprobs` and `parsed`, as `parsed_arguments` of a call, come back with parts of earlier answers and
+/// say nothing that the text does not.
 pub(crate) const PART_FIELDS: &[Field] = &[
     honoured("type"),
     honoured("text"),

@@ -8,7 +8,10 @@ use serde_json::{Map, Number, Value};
 
 use crate::api::errors::{ApiError, ErrorKind, echoed};
 
-/// Parses a body. Nesting deeper than serde_json's limit (128) is an error, not a stack overflow.
+/// Brackets within brackets that serde_json takes at most.
+const MAX_DEPTH: usize = 128;
+
+/// Parses a body. Nesting deeper than [`MAX_DEPTH`] is an error, not a stack overflow.
 pub(crate) fn parse_json(body: &[u8]) -> Result<Value, ApiError> {
     if body.trim_ascii().is_empty() {
         return Err(ApiError::new(ErrorKind::InvalidJson, "The body is empty; send a JSON object."));
@@ -16,15 +19,24 @@ pub(crate) fn parse_json(body: &[u8]) -> Result<Value, ApiError> {
     serde_json::from_slice(body).map(|Strict(value)| value).map_err(|error| {
         let place = format!("line {}, column {}", error.line(), error.column());
         // Any JSON is taken, so the only thing that can be wrong with its data is a key that comes again.
-        if !error.is_data() {
-            let how = if error.is_eof() { ": it ends there" } else { "" };
-            return ApiError::new(ErrorKind::InvalidJson, format!("The body is not valid JSON ({place}){how}."));
-        }
         let text = error.to_string();
-        let key = text.rsplit_once(" at line ").map_or(text.as_str(), |(key, _)| key);
+        let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+        if !error.is_data() {
+            return ApiError::new(ErrorKind::InvalidJson, syntax_message(what, &place, error.is_eof()));
+        }
+        let key = what;
         let message = format!("The body gives `{}` twice ({place}).", echoed(key));
         ApiError::new(ErrorKind::InvalidJson, message).param(key)
     })
+}
+
+/// serde_json's words quote nothing of the body.
+fn syntax_message(what: &str, place: &str, ends_there: bool) -> String {
+    match what {
+        "recursion limit exceeded" => format!("The body is nested too deeply: more than {MAX_DEPTH} levels ({place})."),
+        _ if ends_there => format!("The body is not valid JSON ({place}): it ends there."),
+        _ => format!("The body is not valid JSON ({place}): {what}."),
+    }
 }
 
 struct Strict(Value);
@@ -117,8 +129,7 @@ mod tests {
 
     #[test]
     fn what_is_no_json_names_the_place() {
-        let deep = "[".repeat(200_000);
-        for text in ["{", "nul", "[1,]", "{\"a\":1}x", "1e999", "\u{feff}{}", &deep] {
+        for text in ["{", "nul", "[1,]", "{\"a\":1}x", "1e999", "\u{feff}{}"] {
             let error = parse_json(text.as_bytes()).expect_err(text);
             assert!(error.message().starts_with("The body is not valid JSON (line 1, column "), "{}", error.message());
         }
@@ -126,5 +137,17 @@ mod tests {
         let cut = parse_json(br#"{"model": "de"#).unwrap_err();
         assert!(cut.message().ends_with("): it ends there."), "{}", cut.message());
         assert_eq!(parse_json(b" \n").unwrap_err().message(), "The body is empty; send a JSON object.");
+        let comma = parse_json(b"{\"a\": 1,}").unwrap_err();
+        assert!(comma.message().ends_with("column 9): trailing comma."), "{}", comma.message());
+    }
+
+    #[test]
+    fn a_body_is_nested_so_deeply_and_no_further() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        parse_json(nested(MAX_DEPTH - 1).as_bytes()).expect("it is not too deep");
+        for text in [nested(MAX_DEPTH), "[".repeat(200_000)] {
+            let error = parse_json(text.as_bytes()).expect_err("it is too deep");
+            assert!(error.message().starts_with("The body is nested too deeply: "), "{}", error.message());
+        }
     }
 }

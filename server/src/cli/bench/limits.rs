@@ -15,8 +15,8 @@ const ROUNDS: usize = 5;
 pub(crate) struct Limits {
     /// Read from memory; of a GPU read and written by copies.
     pub(crate) bytes_per_s: f64,
-    /// Of multiply-adds between registers, two operations each, of f32 or, where the model's products are, of bf16 or 16-bit
-    /// integers; of a GPU by products of large matrices in bf16.
+    /// Of multiply-adds between registers, two operations each, of f32 or, where the model's products are, of bf16 or integers
+    /// of 16 or 8 bits; of a GPU by products of large matrices in bf16.
     pub(crate) operations_per_s: f64,
 }
 

@@ -25,8 +25,8 @@ const LONGEST_ANSWER: Duration = Duration::from_secs(1800);
 
 #[derive(Debug, Args)]
 pub(super) struct OverHttpArgs {
-    /// Instead of batches: serve the model in this process and generate one answer at a time, straight from the engine and over HTTP in
-    /// turns, ROUNDS times; say how much of the speed is left over HTTP.
+    /// Instead of batches: serve the model in this process and generate one answer at a time, straight from the engine
+    /// and over HTTP in turns, ROUNDS times; say how much of the speed is left over HTTP.
     #[arg(
         long, value_name = "ROUNDS", value_parser = count::<NonZeroUsize>,
         conflicts_with_all = ["batch", "profile", "tariff", "suite"]

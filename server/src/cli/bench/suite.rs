@@ -116,6 +116,23 @@ struct Prefill {
 }
 
 impl SuiteArgs {
+    /// Errors when something is asked of a suite that none is asked for: clap lets that pass beside what no suite goes with.
+    pub(super) fn is_complete(&self) -> Result<()> {
+        let lists = [
+            ("--shape", self.shape.is_empty()),
+            ("--sweep", self.sweep.is_empty()),
+            ("--prompts", self.prompts.is_empty()),
+        ];
+        let numbers = [("--context", self.context), ("--answer", self.answer), ("--streams", self.streams)];
+        let given = lists.iter().filter(|(_, is_empty)| !is_empty).map(|(name, _)| *name);
+        let given = given.chain(numbers.iter().filter(|(_, number)| number.is_some()).map(|(name, _)| *name));
+        let mut given = given.filter(|_| self.suite.is_none());
+        match given.next() {
+            Some(option) => bail!("{option} says something of a suite; write --suite gpu, or leave it out"),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn run(&self, model_args: &ModelArgs, output: OutputArgs) -> Result<()> {
         let sizes = self.sizes();
         let shapes = if self.shape.is_empty() { &Shape::REAL[..] } else { &self.shape };

@@ -10,11 +10,12 @@
 //! - *Power loss.* Settlements are on the disk a [`JournalConfig::sync_interval`] later, many at once, and count as
 //!   durable only then.
 //!
-//! One thread writes, and another one syncs, so that no stream waits for the disk itself. The hot path hands over what is to
-//! be written and goes on; only a stream that has run ahead of its marks waits. A mark wakes nobody: it is written with whatever comes next, a [`JournalConfig::sync_interval`] later at the
-//! latest, and at once for a stream that will soon need it. A disk that refuses is tried again every
-//! [`JournalConfig::retry_interval`]; meanwhile nothing is forgotten, accounts with a budget are not admitted, their
-//! streams wait for [`JournalConfig::longest_stall`] and then end, and accounts without go on.
+//! One thread writes, and another one syncs, so that no stream waits for the disk itself. The hot path hands over what
+//! is to be written and goes on; only a stream that has run ahead of its marks waits. A mark wakes nobody: it is
+//! written with whatever comes next, a [`JournalConfig::sync_interval`] later at the latest, and at once for a stream
+//! that will soon need it. A disk that refuses is tried again every [`JournalConfig::retry_interval`]; meanwhile
+//! nothing is forgotten, accounts with a budget are not admitted, their streams wait for
+//! [`JournalConfig::longest_stall`] and then end, and accounts without go on.
 
 mod disk;
 mod entry;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::gateway::account::AccountPath;
-use crate::gateway::quota::{LimitName, UnixSeconds};
+use crate::gateway::quota::{LimitName, Unit, UnixSeconds};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -54,8 +54,21 @@ impl fmt::Display for Refusal {
         match self.retry {
             Retry::After(wait) => write!(f, " and would fit in {:.3} s", wait.as_secs_f64()),
             Retry::Spent => write!(f, ", and what was granted is used up or over"),
-            Retry::Never => write!(f, ", which can never fit"),
+            Retry::Never => write!(f, ", which can never fit{}", what_fits(*limit)),
         }
+    }
+}
+
+/// What to do about a request that is larger than a limit.
+fn what_fits(limit: LimitName) -> &'static str {
+    let (LimitName::Rate(unit) | LimitName::Budget(unit, _)) = limit else { return "" };
+    match unit {
+        Unit::Tokens => {
+            "; a prompt and what `max_tokens` allows count together: lower `max_tokens`, or shorten the prompt"
+        }
+        Unit::OutputTokens => "; lower `max_tokens`",
+        Unit::InputTokens => "; shorten the prompt",
+        Unit::Requests | Unit::GpuMicros => "",
     }
 }
 

@@ -44,6 +44,8 @@ pub enum Remedy {
     Cpu {
         at_least: ByteSize,
     },
+    /// Keys and values of this size, where another is stated.
+    KvCacheMemory(ByteSize),
     /// One more partition, or a larger one.
     Partition {
         at_least: ByteSize,
@@ -140,6 +142,10 @@ fn remedies(model: &ModelDemand, room: &PartitionRoom, fits: &Fits) -> Vec<Remed
             model.smaller.iter().filter(|(_, held)| held.on(room.backend) < model.weights.on(room.backend));
         found.extend(smaller.find(|(_, held)| with(*held)).map(|(dtype, _)| Remedy::Dtype(dtype)));
     }
+    if let Some(memory) = kv_memory_that_fits(model, room) {
+        found.push(Remedy::KvCacheMemory(memory));
+        return found;
+    }
     let part = match room.kv {
         KvBudget::Stated(_) | KvBudget::BesideWeights(_) => 1,
         KvBudget::PartOfRest(part) => part,
@@ -148,6 +154,14 @@ fn remedies(model: &ModelDemand, room: &PartitionRoom, fits: &Fits) -> Vec<Remed
     let at_least = model.weights.on(room.backend) + model.activations + room.reserved.0 + kv;
     found.push(Remedy::Partition { at_least: ByteSize(at_least) });
     found
+}
+
+/// Of a partition whose cache has a stated size, too large or too small, another with which the model fits.
+fn kv_memory_that_fits(model: &ModelDemand, room: &PartitionRoom) -> Option<ByteSize> {
+    let KvBudget::Stated(_) = room.kv else { return None };
+    let memory = ByteSize(model.kv_bytes(model.sequences).next_multiple_of(1 << 20));
+    let stated = PartitionRoom { kv: KvBudget::Stated(memory), ..room.clone() };
+    FilledPartition::empty(&stated).with(model).map(|_| memory)
 }
 
 /// The longest context, in whole blocks, at which all sequences fit.
@@ -196,6 +210,7 @@ impl fmt::Display for Remedy {
                 f.write_str(&kv.into_iter().chain(activations).collect::<Vec<_>>().join(" and "))
             }
             Self::Cpu { at_least } => write!(f, "a CPU with {} for it", at_least.written_up()),
+            Self::KvCacheMemory(memory) => write!(f, "--kv-cache-memory {}", memory.written_up()),
             Self::Partition { at_least } => write!(f, "a partition of {} of its own", at_least.written_up()),
         }
     }

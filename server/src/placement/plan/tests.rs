@@ -172,6 +172,10 @@ fn a_stated_kv_budget_is_what_there_is() {
     let stated = |gib: u64| PartitionRoom { kv: KvBudget::Stated(ByteSize(gib * GIB)), ..room("h100") };
     let of_two = plan(&[model("llama-3.1-8b", 8192, 2)], &[stated(2)]);
     assert_eq!(of_two.partitions[0].models[0].sequences, Some(2));
-    assert!(!plan(&[model("llama-3.1-8b", 8192, 3)], &[stated(2)]).unplaced.is_empty());
-    assert!(!plan(&[model("llama-3.1-8b", 8192, 1)], &[stated(78)]).unplaced.is_empty(), "more than there is");
+    // 1 GiB each.
+    for (sequences, gib, fits) in [(3, 2, "3072MiB"), (1, 78, "1024MiB")] {
+        let shortage = plan(&[model("llama-3.1-8b", 8192, sequences)], &[stated(gib)]).unplaced.remove(0).shortage;
+        assert!(shortage.to_string().contains(&format!("--kv-cache-memory {fits}")), "{gib} GiB: {shortage}");
+        assert!(!shortage.to_string().contains("of its own"), "no larger partition: {shortage}");
+    }
 }

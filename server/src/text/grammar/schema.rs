@@ -11,8 +11,8 @@ pub(super) use check::check_schema;
 
 type Keywords = Map<String, Value>;
 
-/// Whitespace between two JSON tokens: a space, or a line break with its indentation. A small model that may go on with spaces and
-/// line breaks does, until its answer is full.
+/// Whitespace between two JSON tokens: a space, or a line break with its indentation. A small model that may go on with
+/// spaces and line breaks does, until its answer is full.
 const JSON_WHITESPACE: &str = r"(\x20|\x0D?\x0A[\x20\x09]{0,32})";
 /// The schema's own key for options of the compiler. Callers may not set it: it can switch keywords off.
 const OPTIONS_KEY: &str = "x-guidance";
