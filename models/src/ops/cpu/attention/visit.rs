@@ -157,16 +157,22 @@ impl<E: Cached> Attention<'_, E> {
         }
     }
 
-    /// Tiles of keys, and of values, that are read for a head before it is the next one's turn. One lies in memory in
-    /// front of the next head's, in blocks of one tile, and one stream is what memory is fastest with, though several
-    /// tiles hide more of the multiply-add's latency. Where products take longer than memory (few registers, or bytes
-    /// to widen), and for values that take several passes, with their sums' way to the cache and back for each, several
-    /// take less time.
+    /// Tiles of keys, and of values, that are read for a head before it is the next one's turn. One lies in memory in front of
+    /// the next head's, in blocks of one tile, and one stream is what memory is fastest with, though several tiles hide more
+    /// of the multiply-add's latency. With few registers, as few tiles as hide it are read in turn. Where products take longer
+    /// than memory (rows that fill the registers with one tile, or bytes to widen), and for values that take several passes
+    /// of wide registers, with their sums' way to the cache and back for each, several take less time.
     fn tiles_in_turn<I: Instructions>(&self, visit: &Visit<'_>) -> [usize; 2] {
-        let waits_for_memory = visit.kv_heads.len() > 1 && I::TILE_SUMS > I::TILE_ROWS && size_of::<E>() > 1;
+        if visit.kv_heads.len() == 1 || size_of::<E>() == 1 {
+            return [TILES_OF_VISIT; 2];
+        }
+        if I::TILE_SUMS == I::TILE_ROWS {
+            let hiding = panels_together::<I>(self.group, TILES_OF_VISIT);
+            return [if hiding > 1 { hiding } else { TILES_OF_VISIT }; 2];
+        }
         let panels = self.layer.padded_head_dim() / KV_TILE;
         let is_one_pass = panels_together::<I>(self.group, panels) == panels;
-        [waits_for_memory, waits_for_memory && is_one_pass].map(|is_one| if is_one { 1 } else { TILES_OF_VISIT })
+        [1, if is_one_pass { 1 } else { TILES_OF_VISIT }]
     }
 
     /// Only keys that a row sees are added to it: a masked value may be anything, not a number included.
