@@ -6,10 +6,11 @@ use std::thread::JoinHandle;
 pub(crate) struct OwnedThread(Option<JoinHandle<()>>);
 
 impl OwnedThread {
-    /// What it logs stands beside its name: the engines of several models say the same things. Errors when the system gives no
-    /// thread.
+    /// What it logs stands beside its name: the engines of several models say the same things. Errors when the system gives
+    /// no thread.
     pub(crate) fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> io::Result<Self> {
-        let span = tracing::error_span!("thread", %name);
+        // Not as `name`: JSON has that of the span there.
+        let span = tracing::error_span!("in", thread = %name);
         std::thread::Builder::new().name(name).spawn(move || span.in_scope(body)).map(|thread| Self(Some(thread)))
     }
 

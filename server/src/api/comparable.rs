@@ -59,7 +59,7 @@ pub(crate) fn longest_text(state: &AppState, serving: &Serving, models: &[Lease]
     let engine_of = |model: &Lease| serving.router.engine_of(&model.name);
     let of_model = |index: usize| {
         move |error| match error {
-            SubmitError::Refused { .. } => ApiError::from(error).param(format!("models[{index}]")),
+            SubmitError::Refused { .. } => of_named(&models[index].name, error).param(format!("models[{index}]")),
             error => error.into(),
         }
     };
@@ -73,6 +73,16 @@ pub(crate) fn longest_text(state: &AppState, serving: &Serving, models: &[Lease]
         longest = longest.min(model.max_model_len).min(of_both.map_err(of_model(other))?);
     }
     Ok(longest)
+}
+
+/// A refusal for what a model is, with its name.
+pub(crate) fn of_named(model: &str, error: SubmitError) -> ApiError {
+    match error {
+        SubmitError::Refused { parameter, why } => {
+            SubmitError::Refused { parameter, why: format!("`{model}`: {why}") }.into()
+        }
+        error => error.into(),
+    }
 }
 
 /// How many tokens each model may answer, so that prompt and answer can be compared: what was asked for if that fits,

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use passerelle_engine::{ComparedPosition, Usage};
 use tokio::time::timeout;
 
-use super::comparable::{check_room, check_same_vocabulary};
+use super::comparable::{check_room, check_same_vocabulary, of_named};
 use super::errors::{ApiError, ErrorKind};
 use super::generate::{RequestContext, charge_to, saturating_u32};
 use super::lease::{Lease, together};
@@ -27,7 +27,7 @@ use super::wire::sampling::LengthField;
 use super::wire::tier::tier_name;
 use super::wire::usage::sum_usage;
 use crate::gateway::account::ServiceClass;
-use crate::gateway::comparing::ComparedText;
+use crate::gateway::comparing::{self, ComparedText};
 use crate::gateway::{Ask, Attribution, Comparing, Reservation, Scope, SubmitError};
 
 const FIELD: &str = "prompt_scores_against";
@@ -146,12 +146,13 @@ impl Pairing<'_> {
             tokens: prompt.tokens,
             share_key: self.context.caller.account.share_key,
         };
+        let at_fault = usize::from(comparing::check_lent(&replicas[0]).is_ok());
         let started = Comparing::start(self.state.comparisons(), replicas.each_ref(), text, reservations);
         started.map_err(|refused| {
             withdraw_all(refused.reservations);
             match refused.error {
                 // Of what the models themselves are, the caller chose the second.
-                SubmitError::Refused { .. } => ApiError::from(refused.error).param(FIELD),
+                SubmitError::Refused { .. } => of_named(&self.models[at_fault].name, refused.error).param(FIELD),
                 SubmitError::ExceedsContext(_) => ApiError::from(refused.error).param("prompt"),
                 error => error.into(),
             }

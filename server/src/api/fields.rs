@@ -138,7 +138,7 @@ impl Reader {
 /// What a field is called in the bodies of different routes, and where a value of its own stands in that.
 const CALLED: &[&[&str]] = &[
     &["max_completion_tokens", "max_output_tokens", "max_tokens"],
-    &["messages", "input", "prompt"],
+    &["prompt", "input", "messages"],
     &["response_format", "text.format"],
     &["reasoning_effort", "reasoning.effort"],
     &["instructions", "messages"],

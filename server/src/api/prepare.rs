@@ -289,9 +289,10 @@ pub(crate) fn room_for_answer(model: &ServedModel, prompt_tokens: usize, asked: 
 
 pub(crate) fn context_overflow(max_model_len: usize, prompt_tokens: usize, asked: AskedLength) -> ApiError {
     let (tokens, field) = (asked.tokens.unwrap_or(1) as usize, asked.field.as_str());
+    let or_less = if prompt_tokens < max_model_len { format!(" or lower `{field}`") } else { String::new() };
     let message = format!(
         "This model's context length is {max_model_len} tokens, and you asked for {} tokens: {prompt_tokens} in the \
-         prompt and {tokens} for the answer. Shorten the prompt or lower `{field}`.",
+         prompt and {tokens} for the answer. Shorten the prompt{or_less}.",
         prompt_tokens.saturating_add(tokens),
     );
     ApiError::new(ErrorKind::ContextLengthExceeded, message).param(field)

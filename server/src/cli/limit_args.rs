@@ -14,16 +14,16 @@ use super::numbers::{count, number};
 #[derive(Debug, Args)]
 pub(super) struct LimitArgs {
     /// Requests that may be started per minute.
-    #[arg(long, value_name = "N", value_parser = count::<NonZeroU64>)]
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroU64>, allow_negative_numbers = true)]
     requests_per_minute: Option<NonZeroU64>,
     /// Tokens, prompt and answer, that may be used per minute.
-    #[arg(long, value_name = "N", value_parser = count::<NonZeroU64>)]
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroU64>, allow_negative_numbers = true)]
     tokens_per_minute: Option<NonZeroU64>,
     /// Requests that may run at once.
-    #[arg(long, value_name = "N", value_parser = count::<NonZeroU64>)]
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroU64>, allow_negative_numbers = true)]
     concurrent_requests: Option<NonZeroU64>,
     /// Normalised GPU hours that are granted; the published tariff says what a token takes of them.
-    #[arg(long, value_name = "HOURS", requires = "until", value_parser = number)]
+    #[arg(long, value_name = "HOURS", requires = "until", value_parser = number, allow_negative_numbers = true)]
     gpu_hours: Option<f64>,
     #[command(flatten)]
     dates: GrantDates,

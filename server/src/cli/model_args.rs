@@ -28,7 +28,7 @@ pub(crate) struct ModelArgs {
     #[arg(long)]
     activation_dtype: Option<ActivationDtype>,
     /// Longest prompt and answer together [default: what the checkpoint allows].
-    #[arg(long, value_name = "TOKENS", value_parser = count::<NonZeroUsize>)]
+    #[arg(long, value_name = "TOKENS", value_parser = count::<NonZeroUsize>, allow_negative_numbers = true)]
     max_model_len: Option<NonZeroUsize>,
     /// A directory or hub id whose tokenizer is used [default: the checkpoint's own].
     #[arg(long, value_name = "SOURCE")]
@@ -37,16 +37,16 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
     /// Sequences that run at once, per model [default: 64 on a CPU, 256 on a GPU].
-    #[arg(long, value_name = "N", value_parser = count::<NonZeroUsize>)]
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroUsize>, allow_negative_numbers = true)]
     max_num_seqs: Option<NonZeroUsize>,
     /// Tokens one step computes, over all sequences [default: 512 on a CPU, 8192 on a GPU].
-    #[arg(long, value_name = "TOKENS", value_parser = count::<NonZeroUsize>)]
+    #[arg(long, value_name = "TOKENS", value_parser = count::<NonZeroUsize>, allow_negative_numbers = true)]
     max_num_batched_tokens: Option<NonZeroUsize>,
     /// KV cache of all models together, like 2GiB [default: a share of the free memory].
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     kv_cache_memory: Option<ByteSize>,
     /// Threads that compute [default: one per physical core].
-    #[arg(long, value_name = "N", value_parser = count::<NonZeroUsize>)]
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroUsize>, allow_negative_numbers = true)]
     threads: Option<NonZeroUsize>,
     /// Processors that they stay on, like 0-7,16-23 [default: all that this process may use].
     #[arg(long, value_name = "LIST")]

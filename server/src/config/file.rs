@@ -102,18 +102,18 @@ fn explain(message: &str, homes: &dyn Fn(&str) -> Vec<String>) -> String {
     }
 }
 
-/// A key may stand under the wrong header. Else messages of an unknown field or variant list what would have been right; the
-/// nearest of these is what was probably meant.
+/// Messages of an unknown field or variant list what would have been right; the nearest of these is what was probably meant, or
+/// else the same key under another header.
 fn with_what_was_meant(message: String, homes: &dyn Fn(&str) -> Vec<String>) -> String {
     let mut quoted = message.split('`').skip(1).step_by(2);
     let Some(wrong) = quoted.next() else { return message };
     let homes = if message.starts_with("unknown field") { homes(wrong) } else { Vec::new() };
-    if !homes.is_empty() {
-        return format!("`{wrong}` stands under {}, not here", homes.join(" or "));
-    }
-    match nearest(wrong, quoted) {
-        Some(known) => format!("{message}; did you mean `{known}`?"),
-        None => message,
+    let elsewhere = (!homes.is_empty()).then(|| format!("`{wrong}` stands under {}", homes.join(" or ")));
+    match (nearest(wrong, quoted), elsewhere) {
+        (Some(known), Some(elsewhere)) => format!("{message}; did you mean `{known}`? {elsewhere}"),
+        (Some(known), None) => format!("{message}; did you mean `{known}`?"),
+        (None, Some(elsewhere)) => format!("{message}; {elsewhere}"),
+        (None, None) => message,
     }
 }
 

@@ -72,9 +72,10 @@ fn a_misspelt_section_is_refused() {
 #[test]
 fn a_key_under_the_wrong_header_is_told_where_it_stands() {
     for (text, expected) in [
-        ("[server]\nmax_added_latency = \"1s\"\n", ":2:1: `max_added_latency` stands under [engine], not here"),
-        ("listen = \"127.0.0.1:1\"\n", "`listen` stands under [server] or [workers], not here"),
-        ("[log]\nsource = \"demo\"\n", "`source` stands under [[models]], not here"),
+        ("[server]\nmax_added_latency = \"1s\"\n", "; `max_added_latency` stands under [engine]"),
+        ("listen = \"127.0.0.1:1\"\n", "; `listen` stands under [server] or [workers]"),
+        ("[workers]\nfirst_rest = \"1s\"\n", "did you mean `first_restart`? `first_rest` stands under [routing]"),
+        ("[log]\nsource = \"demo\"\n", "; `source` stands under [[models]]"),
     ] {
         let message = refusal(text);
         assert!(message.contains(expected), "{message}");

@@ -343,7 +343,10 @@ impl Found {
     }
 
     fn look_at(&mut self, id: &str, one: &Outcome, other: &Outcome) {
-        if let (Some(one), Some(other)) = (one.text(), other.text()) {
+        if let (Some(one), Some(other)) = (one.text(), other.text())
+            && one.is_scored()
+            && other.is_scored()
+        {
             self.look_at_text(id, one, other);
         }
         if let (Outcome::Prompt { answer: one, wanted, .. }, Outcome::Prompt { answer: other, .. }) = (one, other) {

@@ -18,7 +18,7 @@ pub struct KvDemand {
 
 /// Less than every model needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{budget} is less than one block for each model, which takes {least} (there are {models})")]
+#[error("{budget} is less than one block for each model (there are {models}), all together {}", .least.written_up())]
 pub struct TooLittleForKv {
     budget: ByteSize,
     models: usize,
@@ -124,7 +124,6 @@ mod tests {
     #[test]
     fn a_budget_without_room_is_refused() {
         let error = share_kv_memory(ByteSize(BLOCK - 1), &[demand(1, 1000)]).expect_err("less than a block");
-        let least = format!("each model, which takes {} (there are 1)", ByteSize(BLOCK));
-        assert!(error.to_string().ends_with(&least), "{error}");
+        assert!(error.to_string().ends_with("each model (there are 1), all together 1MiB"), "{error}");
     }
 }

@@ -85,9 +85,7 @@ fn on_accelerator(
     sight: Sight,
 ) -> Result<Compute> {
     let Device::Accelerator { backend: Backend::Cuda, id } = device else {
-        bail!(
-            "{key}: this build runs no models on {device}; use {instead}, or build with `--features cuda` where there is a GPU of NVIDIA's"
-        );
+        bail!("{key}: this build runs no models on {device}; use {instead}");
     };
     let variable = Backend::Cuda.visibility();
     let Some(ordinal) = ordinal(id, config.visible_devices.as_deref(), sight) else {
@@ -107,7 +105,10 @@ fn on_accelerator(
     if sight == Sight::Inherited {
         require_listed(device, config, key)?;
     }
-    bail!("{key}: this build runs no models on {device}; use {instead}")
+    let Device::Accelerator { backend: Backend::Cuda, .. } = device else {
+        bail!("{key}: this build runs no models on {device}; use {instead}");
+    };
+    bail!("{key}: this build runs no models on {device}; use {instead}, or build with `--features cuda` (docs/gpu.md)")
 }
 
 /// Where the system lists its devices, one that is not among them is refused with those that are.

@@ -11,6 +11,8 @@ use passerelle_engine::clock::Clock;
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
 
+use super::reload::owners;
+
 /// How often an open server looks whether somebody made a key for it.
 const LOOK_FOR_KEYS_EVERY: Duration = Duration::from_secs(5);
 
@@ -40,13 +42,32 @@ pub(super) fn authenticator(
     let is_open = ring.is_empty();
     config.check_door(!is_open)?;
     if is_open {
+        owners(config)?.keys().for_each(|model| {
+            tracing::warn!(model, "it belongs to an account, and this server asks for no key: nobody sees it");
+        });
         runtime.spawn(warn_when_a_key_appears(directory));
         return Ok((Authenticator::open(Account::local(limits), Some(ring)), Some(administration)));
+    }
+    if config.server.api_key_file.is_none() {
+        warn_of_unknown_owners(config, &directory)?;
     }
     if !ring.has_active_key() {
         tracing::warn!("every key is revoked or has expired: nobody is let in until `passerelle key create` makes one");
     }
     Ok((Authenticator::Keys(ring), Some(administration)))
+}
+
+/// Of a key file, accounts are made as its keys come.
+fn warn_of_unknown_owners(config: &Config, directory: &Directory) -> Result<()> {
+    for (model, account) in owners(config)? {
+        if directory.require_account(&account).is_err() {
+            tracing::warn!(
+                model,
+                "it belongs to the account {account}, which does not exist: nobody sees it until it is made"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Those of `server.api_key_file`.

@@ -99,14 +99,14 @@ pub(crate) fn start(loaded: Vec<AnyLoaded>, workshop: Workshop) -> Result<Fleet>
     Ok(Fleet { workshop, running: running_all, comparisons, served: served_all, replicas, prices })
 }
 
-/// A cache takes its memory as it fills, so that one for which there is none ends the process later, and says nothing now.
+/// A cache takes its memory behind the start, so that one for which there is none ends the process then, and says nothing now.
 fn warn_of_more_than_free(demands: &[KvDemand], blocks: &[usize]) {
     let bytes = demands.iter().zip(blocks).map(|(demand, blocks)| demand.spec.block_bytes() as u64 * *blocks as u64);
     let (taken, free) = (ByteSize(bytes.sum()), free_memory());
     if taken > free {
         tracing::warn!(
-            "the KV cache may take {taken} once it is full, and {free} of memory is free: the system may then end this process; \
-             lower engine.kv_cache_memory (--kv-cache-memory)"
+            "the KV cache takes {taken} soon after the start, and {free} of memory is free: the system may then end this \
+             process; lower engine.kv_cache_memory (--kv-cache-memory)"
         );
     }
 }

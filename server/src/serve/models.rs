@@ -151,6 +151,7 @@ fn load_named(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
         })
     })?;
     let dtype = held_as(model, &loaded.description);
+    warn_of_floats(model, &dtype);
     let LoadedModel { model: held, description, activations } = loaded;
     Ok(Loaded {
         name: model.name.clone(),
@@ -176,6 +177,7 @@ fn load_encoder(model: &ModelConfig, files: CheckpointFiles, means: Means<'_>) -
         })
     })?;
     let dtype = held_as(model, &loaded.description.model);
+    warn_of_floats(model, &dtype);
     let (name, text, description) = (model.name.clone(), Arc::new(text), loaded.description);
     Ok(LoadedEncoder { name, files, model: loaded.model, description, digest, dtype, text })
 }
@@ -248,6 +250,16 @@ pub(crate) fn held_as(model: &ModelConfig, description: &ModelDescription) -> St
     match model.activation_dtype {
         ActivationDtype::Int8 if may_be_quantised || is_quantised(&dtype) => format!("{dtype}, activations int8"),
         ActivationDtype::Int8 | ActivationDtype::Int16 => dtype,
+    }
+}
+
+/// Only products with quantised weights round what they meet.
+fn warn_of_floats(model: &ModelConfig, held_as: &str) {
+    if model.activation_dtype == ActivationDtype::Int8 && !held_as.contains("int8") {
+        tracing::warn!(
+            model = model.name,
+            "activation_dtype (--activation-dtype) int8 changes nothing: its weights are {held_as}, and not quantised"
+        );
     }
 }
 

@@ -29,8 +29,12 @@ pub(crate) fn load(model: &ModelConfig, files: &CheckpointFiles, hub: &HubConfig
         (_, Some(other)) => read(other, file),
         (_, None) => read(files, file),
     };
-    let mut text =
-        TextModel::load(read).with_context(|| other.as_ref().unwrap_or(files).root().display().to_string())?;
+    let source = other.as_ref().unwrap_or(files);
+    let mut text = TextModel::load(read).map_err(|error| match source.gguf_metadata() {
+        // It has none of the files that a tokenizer is read from, and is itself what cannot be read.
+        Err(damaged) => damaged.into(),
+        Ok(_) => anyhow::Error::new(error).context(source.root().display().to_string()),
+    })?;
     text.answers = answers(model, text.answers);
     if let Some(other) = &other {
         ensure!(!text.tokenizer.is_absent(), "tokenizer (--tokenizer): {} holds none", other.root().display());

@@ -68,4 +68,10 @@ fn a_damaged_gguf_file_is_refused_by_file_and_field() {
         !output.status.success() && said.contains("damaged.gguf") && said.contains("fetch the file again"),
         "{said}"
     );
+    std::fs::write(state.path().join("damaged.gguf"), b"GGUF\0\0\0\0 nothing that is one")
+        .expect("the folder is writable");
+    let serve = format!("serve --listen 127.0.0.1:0 --model m={path}");
+    let output = state.command(&serve.split(' ').collect::<Vec<_>>()).output().expect("the binary runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("damaged.gguf: version") && !said.contains("tokenizer.json"), "{said}");
 }

@@ -213,3 +213,20 @@ fn what_no_model_could_mend_is_refused_before_one_is_loaded() {
         assert!(said.contains(why) && !said.contains("loaded model="), "{said}");
     }
 }
+
+#[test]
+fn an_option_that_cannot_count_is_refused_by_its_name() {
+    let state = State::new();
+    for (command, wanted) in [
+        ("bench --shape tiny --batch 1 --prompt 4 --generate 4", "--shape says something of a suite"),
+        ("bench --streams 3 --batch 1", "--streams says something of a suite"),
+        ("serve --threads -1", "'-1' for '--threads <N>'"),
+        ("serve --kv-cache-memory -1", "'-1' for '--kv-cache-memory <SIZE>'"),
+        ("serve --tokenizer nowhere", "tokenizer (--tokenizer): \"nowhere\" is not a model source"),
+        ("serve --max-model-len 100000", "max_model_len asks for 100000; ask for 1 to 2048"),
+    ] {
+        let output = state.command(&command.split(' ').collect::<Vec<_>>()).output().expect("it runs");
+        let said = String::from_utf8(output.stderr).expect("text");
+        assert!(!output.status.success() && said.contains(wanted), "{command}: {said}");
+    }
+}

@@ -289,12 +289,15 @@ fn models_of_workers_are_compared_by_nobody_and_the_refusal_names_the_model() {
     let refused = request(&served.address, "POST", "/v1/compare", &body);
     assert_eq!(refused.status, 400, "{}", refused.text());
     let error = serde_json::from_str::<Value>(refused.text()).expect("JSON")["error"].clone();
-    assert!(error["message"].as_str().is_some_and(|said| said.contains("worker process")), "{error}");
+    assert!(
+        error["message"].as_str().is_some_and(|said| said.contains("`early`: this model runs in a worker process")),
+        "{error}"
+    );
     assert_eq!(error["param"], "models[0]");
     let body = json!({"model": "early", "prompt": "Once", "max_tokens": 0,
                       "prompt_scores_against": "final"});
     let refused = request(&served.address, "POST", "/v1/completions", &body);
-    assert!(refused.status == 400 && refused.text().contains("worker process"), "{}", refused.text());
+    assert!(refused.status == 400 && refused.text().contains("`early`: this model runs"), "{}", refused.text());
 }
 
 fn planned(state: &State, config: &str) -> Value {

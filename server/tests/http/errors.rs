@@ -150,6 +150,7 @@ async fn a_prompt_may_fill_the_context_and_not_pass_it() {
     let reply = client.post("/v1/completions", &passes).await;
     refused(&reply, 400, "context_length_exceeded", Some("max_tokens"));
     assert!(reply.message().contains("2048") && reply.message().contains("2049"), "{}", reply.message());
+    assert!(reply.message().ends_with("Shorten the prompt."), "no answer is short enough: {}", reply.message());
     let long = "x".repeat(5000);
     let reply = client.post(CHAT, &json!({"model": MODEL, "messages": [{"role": "user", "content": long}]})).await;
     assert_eq!(reply.error_code(), "context_length_exceeded");

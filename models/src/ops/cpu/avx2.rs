@@ -62,7 +62,7 @@ unsafe fn apart(piece: impl Piece) {
 }
 
 // SAFETY, for every block below: the methods may be called only where these instructions exist, and with pointers valid for
-// the eight elements that the unaligned loads and stores touch.
+// the eight elements that the unaligned loads and stores touch, or sixteen where a load gives two.
 impl Lanes for Ymm {
     const LEN: usize = LANES;
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Number, Value};
 use crate::api::errors::{ApiError, ErrorKind, echoed};
 
 /// Brackets within brackets that serde_json takes at most.
-const MAX_DEPTH: usize = 128;
+const MAX_DEPTH: usize = 127;
 
 /// Parses a body. Nesting deeper than [`MAX_DEPTH`] is an error, not a stack overflow.
 pub(crate) fn parse_json(body: &[u8]) -> Result<Value, ApiError> {
@@ -144,8 +144,8 @@ mod tests {
     #[test]
     fn a_body_is_nested_so_deeply_and_no_further() {
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-        parse_json(nested(MAX_DEPTH - 1).as_bytes()).expect("it is not too deep");
-        for text in [nested(MAX_DEPTH), "[".repeat(200_000)] {
+        parse_json(nested(MAX_DEPTH).as_bytes()).expect("it is not too deep");
+        for text in [nested(MAX_DEPTH + 1), "[".repeat(200_000)] {
             let error = parse_json(text.as_bytes()).expect_err("it is too deep");
             assert!(error.message().starts_with("The body is nested too deeply: "), "{}", error.message());
         }

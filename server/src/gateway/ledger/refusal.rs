@@ -64,10 +64,10 @@ fn what_fits(limit: LimitName) -> &'static str {
     let (LimitName::Rate(unit) | LimitName::Budget(unit, _)) = limit else { return "" };
     match unit {
         Unit::Tokens => {
-            "; a prompt and what `max_tokens` allows count together: lower `max_tokens`, or shorten the prompt"
+            "; what is read and the longest answer that it allows count together: allow a shorter one, or send less"
         }
-        Unit::OutputTokens => "; lower `max_tokens`",
-        Unit::InputTokens => "; shorten the prompt",
+        Unit::OutputTokens => "; allow a shorter answer",
+        Unit::InputTokens => "; send less at once",
         Unit::Requests | Unit::GpuMicros => "",
     }
 }

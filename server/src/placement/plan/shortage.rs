@@ -127,6 +127,7 @@ fn without_a_cpu(model: &ModelDemand, partitions: &[FilledPartition]) -> Vec<Rem
 
 fn remedies(model: &ModelDemand, room: &PartitionRoom, fits: &Fits) -> Vec<Remedy> {
     let filled = FilledPartition::empty(room);
+    let is_alone = matches!(fits, Fits::Alone { .. });
     let mut found = Vec::new();
     if let Fits::Sequences { found: sequences, .. } = fits {
         if *sequences > 0 {
@@ -135,14 +136,14 @@ fn remedies(model: &ModelDemand, room: &PartitionRoom, fits: &Fits) -> Vec<Remed
         let shorter = longest_context(model, &filled);
         found.extend(shorter.map(Remedy::ShorterContext));
     }
-    if !matches!(fits, Fits::Alone { .. }) {
+    if !is_alone {
         let with = |weights| filled.with(&ModelDemand { weights, ..model.clone() }).is_some();
         // On an accelerator, what quantised weights are dequantised to may be more than they save.
         let mut smaller =
             model.smaller.iter().filter(|(_, held)| held.on(room.backend) < model.weights.on(room.backend));
         found.extend(smaller.find(|(_, held)| with(*held)).map(|(dtype, _)| Remedy::Dtype(dtype)));
     }
-    if let Some(memory) = kv_memory_that_fits(model, room) {
+    if let Some(memory) = kv_memory_that_fits(model, room).filter(|_| !is_alone) {
         found.push(Remedy::KvCacheMemory(memory));
         return found;
     }

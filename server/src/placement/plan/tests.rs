@@ -178,4 +178,7 @@ fn a_stated_kv_budget_is_what_there_is() {
         assert!(shortage.to_string().contains(&format!("--kv-cache-memory {fits}")), "{gib} GiB: {shortage}");
         assert!(!shortage.to_string().contains("of its own"), "no larger partition: {shortage}");
     }
+    let beside = [model("qwen3-32b", 4096, 1), model("llama-3.1-8b", 4096, 1)];
+    let shortage = plan(&beside, &[stated(2)]).unplaced.remove(0).shortage.to_string();
+    assert!(shortage.contains("of its own") && !shortage.contains("--kv-cache-memory"), "weights fill it: {shortage}");
 }
