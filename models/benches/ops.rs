@@ -1,5 +1,12 @@
-//! How close the CPU ops come to the machine: `cargo bench -p passerelle-models --bench ops [-- THREADS] [PART..]`, where a
-//! part is one of those in [`PARTS`] and without any all are run.
+//! How close the CPU ops come to the machine: `cargo bench -p passerelle-models --bench ops [-- THREADS] [PART..] [SHAPE..]`,
+//! where a part is one of those in [`PARTS`] and without any all are run. Shapes take the place of the usual ones:
+//!
+//! ```text
+//! bf16:1024x3072    a weight of linear: dtype, inputs and outputs
+//! rows:1,6,72       rows that meet it
+//! heads:8x2x128     of attention: K/V heads, query heads for each, and their width
+//! tokens:1x8192x1   sequences, tokens of each, and how many of these are queries
+//! ```
 //!
 //! A row alone is bound by memory, so its product, and its attention to the keys and values before it, are held against the
 //! measured read bandwidth. Many rows are bound by arithmetic, so theirs is given in operations per second, beside those of
@@ -28,26 +35,72 @@ const MIN_RUNS: usize = 4;
 const MIN_TIME: Duration = Duration::from_millis(100);
 
 fn main() -> Result<(), ModelError> {
-    // Cargo passes `--bench` to a bench.
-    let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
-    let threads = threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    let asked = Asked::of(std::env::args().skip(1));
+    let threads = asked.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
     let compute = Compute::cpu(threads).for_kv_of(KvFormat::Bf16);
     let bandwidth = read_bandwidth(&compute);
     println!("{} kernels, {threads} threads, memory reads at {:.1} GB/s", compute.kernels(), bandwidth / 1e9);
     println!("multiply-adds between registers: {:.0} GFLOP/s", multiply_add_rate(&compute) / 1e9);
-    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| PARTS.contains(&arg.as_str())).collect();
-    let is_asked = |part: &str| asked.is_empty() || asked.iter().any(|asked| asked == part);
-    for part in PARTS.into_iter().filter(|part| is_asked(part)) {
+    for part in PARTS.into_iter().filter(|part| asked.parts.is_empty() || asked.parts.iter().any(|asked| asked == part))
+    {
         match part {
-            "linear" => bench_linear(&compute, bandwidth)?,
+            "linear" => bench_linear(&compute, &asked, bandwidth)?,
             "attention" => {
-                bench_attention(&compute, KvFormat::Bf16, bandwidth)?;
-                bench_attention(&compute, KvFormat::Int8, bandwidth)?;
+                bench_attention(&compute, KvFormat::Bf16, &asked, bandwidth)?;
+                bench_attention(&compute, KvFormat::Int8, &asked, bandwidth)?;
             }
             _ => bench_elementwise(&compute)?,
         }
     }
     Ok(())
+}
+
+/// What the command line says. Empty lists stand for the usual ones.
+#[derive(Default)]
+struct Asked {
+    threads: Option<usize>,
+    parts: Vec<String>,
+    /// Dtype, outputs and inputs.
+    weights: Vec<(StoredDtype, usize, usize)>,
+    rows: Vec<usize>,
+    heads: Vec<[usize; 3]>,
+    tokens: Vec<[usize; 3]>,
+}
+
+impl Asked {
+    fn of(args: impl Iterator<Item = String>) -> Self {
+        let mut asked = Self::default();
+        // Cargo passes `--bench` to a bench.
+        for arg in args.filter(|arg| arg != "--bench") {
+            asked.take(&arg).unwrap_or_else(|| panic!("{arg} is neither threads, a part nor a shape"));
+        }
+        asked
+    }
+
+    fn take(&mut self, arg: &str) -> Option<()> {
+        match arg.split_once(':') {
+            None if PARTS.contains(&arg) => self.parts.push(arg.to_owned()),
+            None => self.threads = Some(arg.parse().ok()?),
+            Some(("rows", rows)) => self.rows = numbers(rows, ',')?,
+            Some(("heads", heads)) => self.heads.push(numbers(heads, 'x')?.try_into().ok()?),
+            Some(("tokens", tokens)) => self.tokens.push(numbers(tokens, 'x')?.try_into().ok()?),
+            Some((dtype, shape)) => {
+                let dtype = StoredDtype::ALL.into_iter().find(|known| known.to_string() == dtype)?;
+                let [k, n] = numbers(shape, 'x')?.try_into().ok()?;
+                self.weights.push((dtype, n, k));
+            }
+        }
+        Some(())
+    }
+}
+
+fn numbers(text: &str, between: char) -> Option<Vec<usize>> {
+    text.split(between).map(|number| number.parse().ok()).collect()
+}
+
+/// What was asked for, or the usual.
+fn or_usual<T: Copy>(asked: &[T], usual: &[T]) -> Vec<T> {
+    if asked.is_empty() { usual } else { asked }.to_vec()
 }
 
 /// Seconds of the fastest of some runs.
@@ -96,9 +149,9 @@ fn weight(compute: &Compute, dtype: StoredDtype, n: usize, k: usize) -> Result<P
     PackedWeight::pack(compute, Some(dtype), k, &[WeightPart { dtype: StoredDtype::Bf16, bytes: &bytes }])
 }
 
-fn bench_linear(compute: &Compute, bandwidth: f64) -> Result<(), ModelError> {
+fn bench_linear(compute: &Compute, asked: &Asked, bandwidth: f64) -> Result<(), ModelError> {
     println!("\n{:<26} {:>5} {:>10} {:>8} {:>9} {:>9}", "linear", "rows", "us", "GB/s", "of reads", "GFLOP/s");
-    for (dtype, n, k) in [
+    let usual = [
         (StoredDtype::Bf16, 576, 576),
         (StoredDtype::Bf16, 4864, 896),
         (StoredDtype::Bf16, 49152, 576),
@@ -109,10 +162,11 @@ fn bench_linear(compute: &Compute, bandwidth: f64) -> Result<(), ModelError> {
         (StoredDtype::Q4_0, 28672, 4096),
         (StoredDtype::Q4K, 28672, 4096),
         (StoredDtype::Q6K, 28672, 4096),
-    ] {
+    ];
+    for (dtype, n, k) in or_usual(&asked.weights, &usual) {
         let weight = weight(compute, dtype, n, k)?;
-        for m in [1, 2, 4, 8, 16, 64, 256] {
-            if m > 16 && n * k > 60_000_000 {
+        for m in or_usual(&asked.rows, &[1, 2, 4, 8, 16, 64, 256]) {
+            if asked.rows.is_empty() && m > 16 && n * k > 60_000_000 {
                 continue;
             }
             let x = filled(&[m, k])?;
@@ -133,12 +187,14 @@ fn bench_linear(compute: &Compute, bandwidth: f64) -> Result<(), ModelError> {
     Ok(())
 }
 
-fn bench_attention(compute: &Compute, format: KvFormat, bandwidth: f64) -> Result<(), ModelError> {
+fn bench_attention(compute: &Compute, format: KvFormat, asked: &Asked, bandwidth: f64) -> Result<(), ModelError> {
     const BLOCK_SIZE: usize = 16;
     let title = format!("attention, {format} cache");
     println!("\n{title:<40} {:>10} {:>8} {:>9} {:>9}", "us", "GB/s", "of reads", "GFLOP/s");
-    for (num_kv_heads, group, head_dim) in [(1, 4, 256), (3, 3, 64), (8, 2, 128), (8, 4, 128)] {
-        for (num_sequences, context, query_len) in [(1, 512, 1), (1, 8192, 1), (16, 1024, 1), (1, 2048, 512)] {
+    for heads in or_usual(&asked.heads, &[[1, 4, 256], [3, 3, 64], [8, 2, 128], [8, 4, 128]]) {
+        let [num_kv_heads, group, head_dim] = heads;
+        for tokens in or_usual(&asked.tokens, &[[1, 512, 1], [1, 8192, 1], [16, 1024, 1], [1, 2048, 512]]) {
+            let [num_sequences, context, query_len] = tokens;
             let num_blocks = num_sequences * context / BLOCK_SIZE;
             let of_layers = |num_layers| KvCacheSpec {
                 groups: vec![KvGroup::full(num_layers)],
