@@ -146,13 +146,15 @@ impl Pairing<'_> {
             tokens: prompt.tokens,
             share_key: self.context.caller.account.share_key,
         };
-        let at_fault = usize::from(comparing::check_lent(&replicas[0]).is_ok());
         let started = Comparing::start(self.state.comparisons(), replicas.each_ref(), text, reservations);
         started.map_err(|refused| {
             withdraw_all(refused.reservations);
             match refused.error {
                 // Of what the models themselves are, the caller chose the second.
-                SubmitError::Refused { .. } => of_named(&self.models[at_fault].name, refused.error).param(FIELD),
+                SubmitError::Refused { .. } => {
+                    let at_fault = usize::from(comparing::check_lent(&replicas[0]).is_ok());
+                    of_named(&self.models[at_fault].name, refused.error).param(FIELD)
+                }
                 SubmitError::ExceedsContext(_) => ApiError::from(refused.error).param("prompt"),
                 error => error.into(),
             }

@@ -24,9 +24,8 @@ pub(crate) fn parse_json(body: &[u8]) -> Result<Value, ApiError> {
         if !error.is_data() {
             return ApiError::new(ErrorKind::InvalidJson, syntax_message(what, &place, error.is_eof()));
         }
-        let key = what;
-        let message = format!("The body gives `{}` twice ({place}).", echoed(key));
-        ApiError::new(ErrorKind::InvalidJson, message).param(key)
+        let message = format!("The body gives `{}` twice ({place}).", echoed(what));
+        ApiError::new(ErrorKind::InvalidJson, message).param(what)
     })
 }
 

@@ -118,6 +118,9 @@ struct Prefill {
 impl SuiteArgs {
     /// Errors when something is asked of a suite that none is asked for: clap lets that pass beside what no suite goes with.
     pub(super) fn is_complete(&self) -> Result<()> {
+        if self.suite.is_some() {
+            return Ok(());
+        }
         let lists = [
             ("--shape", self.shape.is_empty()),
             ("--sweep", self.sweep.is_empty()),
@@ -125,8 +128,7 @@ impl SuiteArgs {
         ];
         let numbers = [("--context", self.context), ("--answer", self.answer), ("--streams", self.streams)];
         let given = lists.iter().filter(|(_, is_empty)| !is_empty).map(|(name, _)| *name);
-        let given = given.chain(numbers.iter().filter(|(_, number)| number.is_some()).map(|(name, _)| *name));
-        let mut given = given.filter(|_| self.suite.is_none());
+        let mut given = given.chain(numbers.iter().filter(|(_, number)| number.is_some()).map(|(name, _)| *name));
         match given.next() {
             Some(option) => bail!("{option} says something of a suite; write --suite gpu, or leave it out"),
             None => Ok(()),
