@@ -117,6 +117,17 @@ impl KvCacheManager {
         })
     }
 
+    /// No fewer blocks let the sequence begin.
+    pub(crate) fn fewest_to_admit(&self, sequence: &mut Sequence) -> usize {
+        let prefix = self.cached_prefix(sequence).without_tail();
+        self.groups().map(|group| self.blocks_to_admit(sequence, group, &prefix)).sum()
+    }
+
+    /// Blocks of the sequence, some of which others may hold, too.
+    pub(crate) fn num_held(&self, sequence: &Sequence) -> usize {
+        self.groups().map(|group| self.held(sequence, group).len()).sum()
+    }
+
     /// Gives `fork` every block of `parent`. The last ones may be half full: whoever writes to one first copies it.
     pub(crate) fn share(&mut self, parent: &Sequence, fork: &mut Sequence) {
         let most_blocks = self.most_blocks(fork);

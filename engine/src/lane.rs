@@ -178,7 +178,9 @@ impl<R: LaneRequest, A> Inbox<R, A> {
             Phase::Dead => RequestError::Step(hopeless.to_owned()),
             _ => RequestError::ShuttingDown,
         };
-        self.take_commands();
+        while let Ok(command) = self.commands.try_recv() {
+            self.accept(command);
+        }
         self.extract(|_| true).into_iter().for_each(|job| job.end(Err(why.clone())));
     }
 

@@ -49,9 +49,9 @@ impl Meter {
         update(&self.choices[choice as usize], |word| word + 1)
     }
 
-    /// False, without counting, once every choice is closed.
+    /// False, without counting, once every choice is closed. A worker's word may be any number.
     pub(crate) fn add_time(&self, ns: u64) -> bool {
-        update(&self.time, |word| word + ns)
+        update(&self.time, |word| word.saturating_add(ns).min(CLOSED - 1))
     }
 
     pub(crate) fn is_closed(&self, choice: u32) -> bool {

@@ -3,7 +3,7 @@
 //! A step is transactional: the model writes K/V only past what a sequence has computed, so a step that failed can be
 //! run again. When one does fail, it is run again in parts, first without the sequences that have never answered, then by
 //! halves: those that fail alone are the culprits, and the others have the same logits as if nothing had happened, because
-//! a row never depends on its batch.
+//! on CPUs a row never depends on its batch. On a GPU they are close to those, not equal.
 
 use std::mem;
 

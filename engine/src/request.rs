@@ -52,7 +52,8 @@ pub struct Request {
     /// up is parked. `None`: all of `max_tokens`.
     pub granted_tokens: Option<u32>,
     /// What the answer's tokens must look like together. It ends the answer once nothing can follow, whatever
-    /// `min_tokens` says, and keeps stop tokens from ending it before it is whole.
+    /// `min_tokens` says, and keeps stop tokens from ending it before it is whole, unless it allows them as text: then they
+    /// were asked for, and end it.
     pub constraint: Option<Box<dyn Constraint>>,
 }
 

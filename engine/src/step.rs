@@ -135,7 +135,11 @@ impl StepLoop {
             self.take_commands();
         }
         self.drain_aborts();
-        let batch = self.scheduler.schedule(self.stats.step_started.unwrap_or_default());
+        // What is granted only now has rung already, and gets the next step: nothing computes out of turn.
+        let batch = match &turn {
+            Some(_) => self.scheduler.schedule(self.stats.step_started.unwrap_or_default()),
+            None => ScheduledBatch::default(),
+        };
         self.run(&batch);
         self.drain_aborts();
         self.update(&batch);

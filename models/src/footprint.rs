@@ -77,13 +77,14 @@ fn generator(
 fn encoder(is: &EncoderCheckpoint, options: &LoadOptions, layout: WeightLayout) -> Result<Footprint, ModelError> {
     let max_position = is.admitted_len(options.max_model_len)?;
     let vectors = is.held_tensors().filter(|tensor| tensor.shape.len() != 2).map(StoredTensor::num_elements);
+    let vectors = weights::VECTOR_ELEMENT_BYTES * vectors.sum::<usize>() as u64;
     let merged = is.spec.layers.iter().flat_map(|layer| weights::of_layer(layer, is.spec.hidden_size));
     let matrices = layout.bytes(options.dtype, is.held_tensors().filter_map(weights::matrix), merged);
     let held = options.held_dtype(is.describe().model.stored_dtype, is.spec.hidden_size);
     // Encoders keep to f32 beside weights that are floats.
     let rounded = layout.rounded_unit((held, KvFormat::F32), options.activation_dtype);
     Ok(Footprint {
-        weight_bytes: matrices + weights::VECTOR_ELEMENT_BYTES * vectors.sum::<usize>() as u64,
+        weight_bytes: matrices + vectors + weights::unstored_bytes(&is.spec),
         kv: None,
         max_position,
         activations: Activations::of_layers(&is.spec.layers, is.spec.hidden_size, 0).rounded_to(rounded),

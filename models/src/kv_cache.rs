@@ -76,8 +76,8 @@ pub(crate) struct KvPlace {
 }
 
 impl KvCache {
-    /// Errors when the spec's groups, block size or head sizes cannot be served, or its format not on `device`, when a
-    /// [`crate::Slot`] cannot name every token, or when memory is short.
+    /// Errors when the spec's groups, block size or head sizes cannot be served, or its heads or format not on `device`, when
+    /// a [`crate::Slot`] cannot name every token, or when memory is short.
     pub fn new(spec: KvCacheSpec, num_blocks: usize, device: &Device) -> Result<Self, ModelError> {
         if num_blocks.checked_mul(spec.block_size).is_none_or(|slots| u32::try_from(slots).is_err()) {
             let block_size = spec.block_size;
@@ -196,7 +196,7 @@ impl KvCache {
 impl KvLayer {
     fn new(spec: &KvCacheSpec, num_blocks: usize, device: &Device) -> Result<Self, ModelError> {
         spec.check()?;
-        spec.format.check_on(device.location())?;
+        spec.check_on(device.location())?;
         let KvCacheSpec { block_size, num_kv_heads, head_dim, format, .. } = *spec;
         let (tiles, width) = (block_size / KV_TILE, padded(head_dim));
         let (k_shape, v_shape) = match format {

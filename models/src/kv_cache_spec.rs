@@ -2,8 +2,13 @@
 
 use std::num::NonZeroUsize;
 
+use candle_core::DeviceLocation;
+
 use crate::kv_cache::{KV_TILE, padded};
 use crate::{KvFormat, ModelError};
+
+/// Elements of the longest head that the kernels for GPUs take.
+pub(crate) const MOST_GPU_HEAD_DIM: usize = 256;
 
 /// What the cache of one model looks like.
 ///
@@ -74,6 +79,19 @@ impl KvCacheSpec {
 
     pub(crate) fn layers_per_block(&self) -> usize {
         self.groups.iter().map(|group| group.layers.len()).max().unwrap_or(0)
+    }
+
+    /// Errors where no body reads it.
+    pub(crate) fn check_on(&self, location: DeviceLocation) -> Result<(), ModelError> {
+        self.format.check_on(location)?;
+        let head_dim = self.head_dim;
+        if head_dim > MOST_GPU_HEAD_DIM && location != DeviceLocation::Cpu {
+            let problem = format!(
+                "heads of {head_dim} elements are for models on a CPU; on a GPU there are at most {MOST_GPU_HEAD_DIM}"
+            );
+            return Err(ModelError::Input(problem));
+        }
+        Ok(())
     }
 
     pub(crate) fn check(&self) -> Result<(), ModelError> {
@@ -166,6 +184,16 @@ mod tests {
         assert_eq!(layers(&uneven), [&[0, 1][..], &[2, 3], &[4]]);
         assert!(spec(uneven).check().is_ok());
         assert!(spec(vec![KvGroup::full(2), KvGroup::full(1)]).check().is_err(), "a layer in two groups");
+    }
+
+    #[test]
+    fn only_a_cpu_reads_heads_that_are_longer_than_kernels_for_gpus_take() {
+        let gpu = DeviceLocation::Cuda { gpu_id: 0 };
+        let of = |head_dim: usize| KvCacheSpec { head_dim, ..spec(vec![KvGroup::full(1)]) };
+        assert!(of(256).check_on(gpu).is_ok() && of(257).check_on(DeviceLocation::Cpu).is_ok());
+        let refusal = of(257).check_on(gpu).unwrap_err().to_string();
+        assert!(refusal.contains("heads of 257") && refusal.contains("at most 256"), "{refusal}");
+        assert!(KvCacheSpec { format: KvFormat::Int8, ..of(256) }.check_on(gpu).is_err());
     }
 
     #[test]

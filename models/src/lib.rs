@@ -102,7 +102,8 @@ pub trait CausalLm: Send + Sync {
     /// Writes the K/V of every input token into `cache`, then returns the logits of `input.rows_to_sample()`, in that
     /// order. A device may still be at work on what it left there; what goes wrong then shows where the logits are asked about.
     ///
-    /// A row's logits are bit-identical whatever else is in the batch and however its sequence was cut into steps.
+    /// On CPUs a row's logits are bit-identical whatever else is in the batch and however its sequence was cut into steps. On
+    /// a GPU they are close to those of other batches, not equal.
     fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError>;
 
     /// The same, told what will be asked of each sampled row, if anything, in their order: a model may then keep no more of it
@@ -140,6 +141,7 @@ pub trait Encoder: Send {
 
     /// One vector for each sequence of `input`, in its order.
     ///
-    /// A sequence's vector is bit-identical whatever else is in the batch.
+    /// On CPUs a sequence's vector is bit-identical whatever else is in the batch; on a GPU it is close to that of other
+    /// batches, not equal.
     fn forward(&mut self, input: &EncoderInput) -> Result<Vectors, ModelError>;
 }

@@ -158,7 +158,7 @@ pub fn load_decoder(
     let Checkpoint { outline, index } = checkpoint;
     let max_position = outline.admitted_len(options.max_model_len)?;
     let kv_cache_spec = outline.kv_cache_spec(max_position, description.stored_dtype, options);
-    kv_cache_spec.format.check_on(compute.device().location())?;
+    kv_cache_spec.check_on(compute.device().location())?;
     let (names, spec) = (&outline.names, DecoderSpec { max_position, ..outline.spec });
     description.max_position = max_position;
     let compute = compute.for_kv_of(kv_cache_spec.format).with_activations_in(options.activation_dtype)?;
@@ -302,17 +302,23 @@ impl Outline {
     }
 
     pub(crate) fn admitted_len(&self, wanted: Option<usize>) -> Result<usize, ModelError> {
-        let allowed = self.spec.max_position;
-        match wanted {
-            Some(wanted) if wanted > allowed || wanted == 0 => {
-                let problem = format!(
-                    "the model takes {allowed} tokens, and max_model_len asks for {wanted}; ask for 1 to {allowed}"
-                );
-                let (file, field) = &self.length_field;
-                Err(ModelError::checkpoint(file, field, problem))
-            }
-            wanted => Ok(wanted.unwrap_or(allowed)),
-        }
+        let (file, field) = &self.length_field;
+        admitted_len(self.spec.max_position, wanted, |problem| ModelError::checkpoint(file, field, problem))
+    }
+}
+
+/// The longest sequence that is admitted of those up to `allowed`: what is `wanted`, or the error that `refuse` makes of why
+/// that cannot be.
+pub(crate) fn admitted_len(
+    allowed: usize,
+    wanted: Option<usize>,
+    refuse: impl FnOnce(String) -> ModelError,
+) -> Result<usize, ModelError> {
+    match wanted {
+        Some(wanted) if wanted > allowed || wanted == 0 => Err(refuse(format!(
+            "the model takes {allowed} tokens, and max_model_len asks for {wanted}; ask for 1 to {allowed}"
+        ))),
+        wanted => Ok(wanted.unwrap_or(allowed)),
     }
 }
 

@@ -8,6 +8,7 @@ use crate::config::{
     shared_heads,
 };
 use crate::layers::TextEncoder;
+use crate::load::admitted_len;
 use crate::ops::Compute;
 use crate::weights::{CheckpointFiles, StoredTensor, TensorIndex, WeightLoader};
 use crate::{Encoder, LoadOptions, LoadWatch, ModelDescription, ModelError, StoredDtype};
@@ -142,16 +143,8 @@ impl EncoderCheckpoint {
     }
 
     pub(crate) fn admitted_len(&self, wanted: Option<usize>) -> Result<usize, ModelError> {
-        let allowed = self.spec.max_position;
-        match wanted {
-            Some(wanted) if wanted > allowed || wanted == 0 => {
-                let problem = format!(
-                    "the model takes {allowed} tokens, and max_model_len asks for {wanted}; ask for 1 to {allowed}"
-                );
-                Err(self.config.refuse("max_position_embeddings", problem))
-            }
-            wanted => Ok(wanted.unwrap_or(allowed)),
-        }
+        let refuse = |problem: String| self.config.refuse("max_position_embeddings", problem);
+        admitted_len(self.spec.max_position, wanted, refuse)
     }
 
     /// What the model holds of what is stored.

@@ -46,6 +46,16 @@ impl StoredDtype {
         }
     }
 
+    /// What is added to a quant where quants are held so that none is negative.
+    pub(crate) const fn quant_offset(self) -> i32 {
+        match self {
+            Self::Q8_0 => 128,
+            Self::Q4_0 => 8,
+            Self::Q6K => 32,
+            Self::F32 | Self::F16 | Self::Bf16 | Self::Q4K => 0,
+        }
+    }
+
     /// Bytes of `num_elements` elements; `None` when they are no whole number of blocks, or too many to count.
     pub fn bytes_of(self, num_elements: usize) -> Option<usize> {
         let blocks = num_elements / self.block_len();

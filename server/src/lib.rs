@@ -3,6 +3,7 @@
 pub mod api;
 pub mod batches;
 pub mod config;
+mod durable;
 pub mod evaluation;
 pub mod gateway;
 mod hex;

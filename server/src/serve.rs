@@ -82,7 +82,7 @@ pub(crate) use gateway_address::GatewayAddress;
 pub(crate) use hashes::KeptHashes;
 use kept_costs::KeptCosts;
 pub(crate) use ledger::on_the_shelf;
-pub(crate) use memory::{FREE_MEMORY_PART, free_memory, kv_budget, share_kv_memory, step_bytes};
+pub(crate) use memory::{FREE_MEMORY_PART, KV_CACHE_MEMORY, free_memory, kv_budget, share_kv_memory, step_bytes};
 pub(crate) use models::{
     Loaded, Means, find_files, find_sources, held_as, is_quantised, load, load_options, wanted_of,
 };

@@ -53,7 +53,7 @@ impl Scheduler {
                 continue;
             }
             if self.admit_head(batch).is_none() {
-                if !self.makes_way() {
+                if !self.makes_way() || !self.would_fit_without_batch() {
                     break;
                 }
                 self.preempt_last(batch);
@@ -85,6 +85,20 @@ impl Scheduler {
         let head = self.waiting.peek(now, |sequence| cache.cached_tokens(sequence))?;
         spare_blocks += if is_alone { 0 } else { cache.blocks_of_next_token(head) };
         if head.choices().len() > places_left { None } else { cache.admit(head, spare_blocks, &mut batch.copies) }
+    }
+
+    /// Whether the head may have its places and blocks once all of class batch has given way, which is for nothing otherwise.
+    /// Of what batch holds others may hold a part, so that it may turn out not to fit all the same.
+    fn would_fit_without_batch(&mut self) -> bool {
+        let (now, cache) = (self.now, &self.cache);
+        let Some(head) = self.waiting.peek(now, |sequence| cache.cached_tokens(sequence)) else { return false };
+        let gives_way = |sequence: &&Sequence| sequence.id.class == Class::Batch;
+        let stay = || self.running.iter().filter(|sequence| !gives_way(sequence));
+        let places_taken: usize = stay().map(|sequence| sequence.choices().len()).sum();
+        let spare: usize = stay().map(|other| cache.blocks_to_grow(other) + cache.blocks_of_next_step(other)).sum();
+        let freed: usize = self.running.iter().filter(gives_way).map(|sequence| cache.num_held(sequence)).sum();
+        places_taken + head.choices().len() <= self.config.max_num_seqs
+            && cache.fewest_to_admit(head) + spare <= cache.pool().num_free() + freed
     }
 
     fn head(&mut self) -> Option<&mut Sequence> {

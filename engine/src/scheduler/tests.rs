@@ -289,6 +289,19 @@ fn batch_gives_its_places_and_blocks_to_a_better_class_and_takes_what_is_left() 
 }
 
 #[test]
+fn batch_gives_nothing_to_a_better_class_that_would_not_fit_without_it_either() {
+    let mut bench = Bench::new(config());
+    bench.add_of_class(Class::Standard, 0, 15);
+    assert_eq!(bench.step(), [(0, 15)]);
+    bench.add_of_class(Class::Batch, 1, 4);
+    assert_eq!(bench.step(), [(0, 1), (1, 4)]);
+    // Of ten blocks the first holds four and will soon want one more; with those of batch there are five for these seven.
+    bench.add_of_class(Class::Standard, 2, 28);
+    assert_eq!(bench.step(), [(0, 1), (1, 1)]);
+    assert_eq!((bench.scheduler.num_preempted(), bench.scheduler.num_running()), (0, 2));
+}
+
+#[test]
 fn a_batch_prompt_gets_only_the_budget_that_a_better_class_leaves() {
     let mut bench = Bench::new(EngineConfig { num_kv_blocks: 40, ..config() });
     bench.add_of_class(Class::Batch, 0, 60);

@@ -93,7 +93,7 @@ impl StepLoop {
         self.shared.lock_stats().clone_from(&self.stats);
     }
 
-    fn report(&mut self, batch: &ScheduledBatch, before: &EngineStats, duration: Duration) -> StepReport {
+    pub(super) fn report(&mut self, batch: &ScheduledBatch, before: &EngineStats, duration: Duration) -> StepReport {
         let failures = std::mem::take(&mut self.failures);
         let after = &self.stats;
         StepReport {

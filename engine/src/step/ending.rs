@@ -1,9 +1,12 @@
 //! How sequences end. Whoever sees a request end finds statistics that include its end, so a request's last event and its
 //! ticket wait until they are published.
 
+use std::time::Duration;
+
 use super::StepLoop;
+use crate::batch::ScheduledBatch;
 use crate::event::{FinishReason, RequestError};
-use crate::fault::FaultCounts;
+use crate::fault::{Fault, FaultCounts};
 use crate::kv_cache_manager::Prefixes;
 use crate::sequence::{Sequence, SequenceId};
 
@@ -15,10 +18,13 @@ pub(super) enum Ending {
 
 impl StepLoop {
     pub(super) fn fail(&mut self, id: SequenceId, error: RequestError) {
-        let Some(sequence) = self.scheduler.remove(id, Prefixes::Forget) else { return };
-        if let Some(fault) = error.fault() {
+        // What others found in the cache is no worse for a request that its own fields end.
+        let is_of_model = error.fault().is_some_and(Fault::is_of_model);
+        let prefixes = if is_of_model { Prefixes::Forget } else { Prefixes::Keep };
+        let Some(sequence) = self.scheduler.remove(id, prefixes) else { return };
+        if error.fault().is_some() {
             tracing::error!(request = sequence.request_id.0, %error, "a request failed");
-            self.faulted_sequences += usize::from(fault.is_of_model());
+            self.faulted_sequences += usize::from(is_of_model);
         }
         self.conclude(sequence, Ending::Failed(error));
     }
@@ -47,6 +53,7 @@ impl StepLoop {
     }
 
     pub(super) fn fail_all(&mut self, error: &RequestError) {
+        let before = self.stats.clone();
         while let Ok(command) = self.commands.try_recv() {
             self.accept(command);
         }
@@ -54,6 +61,9 @@ impl StepLoop {
             self.conclude(sequence, Ending::Failed(error.clone()));
         }
         self.publish();
+        // The last word: nothing runs or waits any more.
+        let report = self.report(&ScheduledBatch::default(), &before, Duration::ZERO);
+        self.observer.0.step(&report);
         self.release_ended();
         self.observer.0.concluded();
     }

@@ -218,6 +218,62 @@ fn requests_that_leave_themselves_no_token_fail_alone_and_never_put_an_engine_ou
     assert_eq!((stats.distrusted_until, stats.failures_total), (None, 0));
 }
 
+#[test]
+fn a_request_that_fails_by_its_own_fields_leaves_what_others_have_cached() {
+    let (mut step_loop, handle) = StepLoop::new(parts(Arc::new(NullObserver))).unwrap();
+    let prompt: Vec<u32> = (0..30).collect();
+    let hits_of = |step_loop: &mut StepLoop, asked: Request| {
+        let before = handle.stats().prefix_hit_tokens_total;
+        let _stream = handle.submit(asked).unwrap();
+        step_loop.step();
+        handle.stats().prefix_hit_tokens_total - before
+    };
+    assert_eq!(hits_of(&mut step_loop, request(0, &prompt)), 0);
+    let found = hits_of(&mut step_loop, request(1, &prompt));
+    let mut nothing_allowed = request(2, &prompt);
+    nothing_allowed.sampling.bad_words = (0..32).map(|token| vec![token]).collect();
+    assert_eq!(hits_of(&mut step_loop, nothing_allowed), found);
+    assert!(found > 0 && hits_of(&mut step_loop, request(3, &prompt)) >= found);
+}
+
+#[test]
+fn what_a_stop_ends_is_reported_and_nothing_of_it_runs_or_waits_any_more() {
+    let last = Arc::new(LastReport::default());
+    let (mut step_loop, handle) = StepLoop::new(parts(Arc::<LastReport>::clone(&last))).unwrap();
+    let _stream = handle.submit(request(0, &[1, 2, 3])).unwrap();
+    step_loop.step();
+    assert_eq!(*last.0.lock().unwrap(), Some((1, 1)));
+    step_loop.fail_all(&RequestError::ShuttingDown);
+    assert_eq!(*last.0.lock().unwrap(), Some((0, 0)));
+}
+
+/// Grants a token whenever it is looked at, as a step does when it begins.
+#[derive(Debug, Default)]
+struct GrantingClock(Mutex<Option<EventStream>>);
+
+impl Clock for GrantingClock {
+    fn now(&self) -> Duration {
+        self.0.lock().unwrap().iter().for_each(|stream| stream.grant(1));
+        Duration::ZERO
+    }
+
+    fn wall(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+#[test]
+fn what_is_granted_once_a_step_without_a_turn_has_begun_runs_in_the_next_one() {
+    let clock = Arc::new(GrantingClock::default());
+    let parts = EngineParts { clock: Arc::<GrantingClock>::clone(&clock), ..parts(Arc::new(NullObserver)) };
+    let (mut step_loop, handle) = StepLoop::new(parts).unwrap();
+    let stream = handle.submit(Request { granted_tokens: Some(0), ..request(0, &[1, 2]) }).unwrap();
+    step_loop.step();
+    *clock.0.lock().unwrap() = Some(stream);
+    assert_eq!(step_loop.step().num_sequences, 0);
+    assert_eq!(step_loop.step().num_sequences, 1);
+}
+
 /// Cannot be followed past its first token.
 #[derive(Debug)]
 struct Lost;

@@ -176,11 +176,17 @@ pub(super) fn split_into_heads(
     key: &str,
     (hidden_size, num_heads): (usize, usize),
 ) -> Result<usize, ModelError> {
-    if hidden_size.is_multiple_of(num_heads) {
-        return Ok(hidden_size / num_heads);
+    if !hidden_size.is_multiple_of(num_heads) {
+        let problem = format!("{num_heads} does not divide the hidden size {hidden_size}, and head_dim is absent");
+        return Err(fields.refuse(key, problem));
     }
-    let problem = format!("{num_heads} does not divide the hidden size {hidden_size}, and head_dim is absent");
-    Err(fields.refuse(key, problem))
+    let head_dim = hidden_size / num_heads;
+    if !limits::HEAD_DIM.contains(&head_dim) {
+        let (least, most) = limits::HEAD_DIM.into_inner();
+        let problem = format!("{num_heads} heads of {head_dim} elements each; heads of {least} to {most} are served");
+        return Err(fields.refuse(key, problem));
+    }
+    Ok(head_dim)
 }
 
 pub(super) fn default_scale(head_dim: usize) -> f32 {

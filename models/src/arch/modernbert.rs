@@ -135,7 +135,7 @@ fn read_ropes(fields: &mut Fields<'_>, head_dim: usize) -> Result<[RopeSpec; 2],
         let dialect = RopeDialect { theta, ..RopeDialect::LLAMA };
         let context = RopeContext { head_dim, max_position, dialect };
         let object = objects.as_mut().map(|objects| objects.object(kind)).transpose()?.flatten();
-        read_rope_object(object, context)
+        read_rope_object(fields, object, context)
     };
     let ropes = [read("full_attention", written[0], 160_000.0)?, read("sliding_attention", written[1], 10_000.0)?];
     objects.map_or(Ok(()), Fields::finish)?;

@@ -100,6 +100,7 @@ fn what_a_family_cannot_honour_is_refused_by_name() {
     refused("bloom", "apply_residual_connection_post_layernorm", json!(true));
     refused("bloom", "n_embed", json!(64));
     refused("bloom", "n_head", json!(5));
+    refused("bloom", "n_head", json!(48));
     refused("bloom", "n_inner", json!(100));
 }
 

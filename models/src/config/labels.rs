@@ -45,7 +45,10 @@ pub(crate) fn read_score_activation(fields: &mut Fields<'_>, num_labels: usize) 
             Some("Identity") => Ok(ScoreActivation::Identity),
             Some("Sigmoid") => Ok(ScoreActivation::Sigmoid),
             Some("Softmax") => Ok(ScoreActivation::Softmax),
-            _ => Err(fields.refuse(key, format!("{function:.80} is not supported; supported: Identity, Sigmoid"))),
+            _ => {
+                let refusal = format!("{function:.80} is not supported; supported: Identity, Sigmoid, Softmax");
+                Err(fields.refuse(key, refusal))
+            }
         };
     }
     Ok(match problem {

@@ -170,6 +170,10 @@ fn read_dense(files: &CheckpointFiles, folder: &str) -> Result<DenseSpec, ModelE
 }
 
 fn module_config(files: &CheckpointFiles, folder: &str) -> Result<(PathBuf, Map<String, Value>), ModelError> {
+    if folder.is_empty() {
+        let problem = "empty, where only the model itself lies; give the folder that the module's config.json is in";
+        return Err(ModelError::checkpoint(&files.path_of(MODULES_FILE), "path", problem));
+    }
     let file = format!("{folder}/config.json");
     let path = files.path_of(&file);
     match read_object(files, &file)? {

@@ -115,15 +115,20 @@ pub(crate) fn read_rope(
     Ok((RopeSpec { dim, style: RopeStyle::Half, theta, scaling }, temperature))
 }
 
-/// The rotary parameters of one kind of layer, where a family has an object for each kind.
-pub(crate) fn read_rope_object(inner: Option<Fields<'_>>, context: RopeContext) -> Result<RopeSpec, ModelError> {
+/// The rotary parameters of one kind of layer, where a family has an object for each kind inside of `outer`.
+pub(crate) fn read_rope_object(
+    outer: &Fields<'_>,
+    inner: Option<Fields<'_>>,
+    context: RopeContext,
+) -> Result<RopeSpec, ModelError> {
+    let dim = rotated_dim(outer, None, context)?;
     let (style, mut theta, mut scaling) = (RopeStyle::Half, context.dialect.theta, RopeScaling::Default);
     if let Some(mut inner) = inner {
         theta = inner.optional_number("rope_theta", limits::ROPE_THETA)?.unwrap_or(theta);
         scaling = read_scaling(&mut inner, None, context)?;
         inner.finish()?;
     }
-    Ok(RopeSpec { dim: context.head_dim, style, theta, scaling })
+    Ok(RopeSpec { dim, style, theta, scaling })
 }
 
 fn rotated_dim(fields: &Fields<'_>, partial: Option<f64>, context: RopeContext) -> Result<usize, ModelError> {

@@ -1,7 +1,7 @@
 use half::bf16;
 
 use crate::config::{
-    AttentionSpec, Bias, DecoderSpec, FfnSpec, LayerSpec, NormKind, NormPlacement, NormSpec, OutputHead,
+    AttentionSpec, Bias, DecoderSpec, EncoderSpec, FfnSpec, LayerSpec, NormKind, NormPlacement, NormSpec, OutputHead,
 };
 use crate::config::{QkNormScope, QkNormSpec};
 use crate::ops::{BlockPlanes, Float, KernelSet, RoundedUnit, packed_bytes, scratch_bytes};
@@ -105,25 +105,42 @@ pub(super) fn vector_bytes(spec: &DecoderSpec) -> u64 {
     (outer + layers) as u64 * VECTOR_ELEMENT_BYTES
 }
 
+/// Of what the norms of an encoder hold and its files do not.
+pub(super) fn unstored_bytes(spec: &EncoderSpec) -> u64 {
+    let classifier = spec.classifier.as_ref().and_then(|classifier| classifier.norm);
+    let outer = [spec.embedding_norm, spec.final_norm, classifier];
+    let outer: usize = outer.iter().flatten().map(|norm| unstored_len(norm, spec.hidden_size)).sum();
+    let in_layer = |layer: &LayerSpec| {
+        let attention = layer.attention();
+        let qk_norm = attention.and_then(|attention| Some((attention.qk_norm?, attention)));
+        let qk_norm = qk_norm.map_or(0, |(is, attention)| unstored_len(&is.norm, qk_norm_width(&is, attention)));
+        num_norms(layer) * unstored_len(&layer.norm, spec.hidden_size) + qk_norm
+    };
+    (outer + spec.layers.iter().map(in_layer).sum::<usize>()) as u64 * VECTOR_ELEMENT_BYTES
+}
+
+fn num_norms(layer: &LayerSpec) -> usize {
+    if layer.placement == NormPlacement::PreFfnOnly { 1 } else { 2 }
+}
+
 fn vector_len(layer: &LayerSpec, hidden: usize) -> usize {
-    let num_norms = if layer.placement == NormPlacement::PreFfnOnly { 1 } else { 2 };
     let attention = layer.attention().map_or(0, |attention| {
         let biases = of_bias(attention.qkv_bias, qkv_width(attention)) + of_bias(attention.output_bias, hidden);
-        biases + attention.qk_norm.as_ref().map_or(0, |norm| qk_norm_len(norm, attention))
+        biases + attention.qk_norm.as_ref().map_or(0, |is| norm_len(&is.norm, qk_norm_width(is, attention)))
     });
     let ffn = match layer.ffn {
         FfnSpec::Gated { intermediate_size, bias, .. } => of_bias(bias, 2 * intermediate_size + hidden),
         FfnSpec::Plain { intermediate_size, bias, .. } => of_bias(bias, intermediate_size + hidden),
     };
-    num_norms * norm_len(&layer.norm, hidden) + attention + ffn
+    num_norms(layer) * norm_len(&layer.norm, hidden) + attention + ffn
 }
 
-fn qk_norm_len(is: &QkNormSpec, attention: &AttentionSpec) -> usize {
-    let width = match is.scope {
+/// Of queries and keys together.
+fn qk_norm_width(is: &QkNormSpec, attention: &AttentionSpec) -> usize {
+    match is.scope {
         QkNormScope::Head => 2 * attention.head_dim,
         QkNormScope::Token => (attention.num_heads + attention.num_kv_heads) * attention.head_dim,
-    };
-    norm_len(&is.norm, width)
+    }
 }
 
 /// A layer norm holds a bias, also one of zeros.
@@ -131,6 +148,14 @@ fn norm_len(norm: &NormSpec, width: usize) -> usize {
     match norm.kind {
         NormKind::Rms => width,
         NormKind::Layer | NormKind::LayerUnbiased => 2 * width,
+    }
+}
+
+/// The zeros of a layer norm without a bias.
+fn unstored_len(norm: &NormSpec, width: usize) -> usize {
+    match norm.kind {
+        NormKind::Rms | NormKind::Layer => 0,
+        NormKind::LayerUnbiased => width,
     }
 }
 

@@ -43,6 +43,8 @@ impl TextEncoder {
         (spec, heads, pipeline): (&EncoderSpec, Heads, &PipelineSpec),
         files: &CheckpointFiles,
     ) -> Result<Self, ModelError> {
+        let scratch = Scratch::new(heads);
+        scratch.spec.check_on(loader.compute().device().location())?;
         let embeddings = Embeddings::load(loader, names, spec)?;
         let mut positions = Positions::default();
         let mut blocks = Vec::with_capacity(spec.layers.len());
@@ -60,7 +62,7 @@ impl TextEncoder {
             blocks,
             final_norm: final_norm.transpose()?,
             head: Head::load(loader, &names.classifier, (spec, pipeline), files)?,
-            scratch: Scratch::new(heads),
+            scratch,
         })
     }
 

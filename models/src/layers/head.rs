@@ -178,7 +178,7 @@ fn load_dense(
         return Err(ModelError::checkpoint(&folder.path_of("config.json"), "in_features", problem));
     }
     let mut watch = unwatched;
-    let mut loader = WeightLoader::new(&folder, TensorIndex::read(&folder)?, (compute, dtype), &mut watch);
+    let mut loader = WeightLoader::new(&folder, TensorIndex::of_module(&folder)?, (compute, dtype), &mut watch);
     let part = [MatrixPart::whole("linear".to_owned(), spec.out_features)];
     let linear = Linear::load(&mut loader, spec.in_features, &part, spec.bias)?;
     loader.finish(|_| false)?;

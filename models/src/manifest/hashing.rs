@@ -83,7 +83,9 @@ pub(super) fn hash_all(
     let worker = || -> Result<Vec<ManifestFile>, ModelError> {
         let mut hashed = Vec::new();
         while let Some((_, part)) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
-            hashed.push(work.hash(part)?);
+            // After an error nobody wants the others, some of which take minutes.
+            let file = work.hash(part).inspect_err(|_| next.store(parts.len(), Ordering::Relaxed))?;
+            hashed.push(file);
         }
         Ok(hashed)
     };

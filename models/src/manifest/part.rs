@@ -4,7 +4,7 @@
 use super::Manifest;
 use crate::ModelError;
 use crate::config::MODULES_FILE;
-use crate::weights::CheckpointFiles;
+use crate::weights::{CheckpointFiles, is_plain_name};
 
 /// Small files beside the weights that are read, here or by what makes text of tokens.
 const DESCRIPTIONS: [&str; 9] = [
@@ -18,9 +18,8 @@ const DESCRIPTIONS: [&str; 9] = [
     "sentence_bert_config.json",
     "model.safetensors.index.json",
 ];
-/// What a module of an embedding model keeps in its folder.
+/// All that is read of the folder of an embedding model's module.
 const OF_A_MODULE: [&str; 2] = ["config.json", "model.safetensors"];
-const MAX_NAME_BYTES: usize = 255;
 
 /// A file, as the manifest and as the checkpoint call it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +30,7 @@ pub(super) struct Part {
 
 /// Whether a file directly in a checkpoint's folder describes it.
 pub fn is_description(file: &str) -> bool {
-    DESCRIPTIONS.contains(&file) || file.starts_with("tokenizer") && file.ends_with(".json") && is_plain(file)
+    DESCRIPTIONS.contains(&file) || file.starts_with("tokenizer") && file.ends_with(".json") && is_plain_name(file)
 }
 
 /// In no particular order.
@@ -42,7 +41,7 @@ pub(super) fn parts(files: &CheckpointFiles) -> Result<Vec<Part>, ModelError> {
     let mut names = files.names()?;
     names.retain(|name| is_description(name) || is_weights(name));
     if files.contains(MODULES_FILE) {
-        for folder in files.folders()?.into_iter().filter(|folder| is_plain(folder)) {
+        for folder in files.folders()?.into_iter().filter(|folder| is_plain_name(folder)) {
             let in_folder = OF_A_MODULE.map(|file| format!("{folder}/{file}"));
             names.extend(in_folder.into_iter().filter(|file| files.contains(file)));
         }
@@ -51,19 +50,13 @@ pub(super) fn parts(files: &CheckpointFiles) -> Result<Vec<Part>, ModelError> {
 }
 
 fn is_weights(file: &str) -> bool {
-    file.ends_with(".safetensors") && is_plain(file)
+    file.ends_with(".safetensors") && is_plain_name(file)
 }
 
 /// Whether a manifest may hold the name: that of a plain file, in the checkpoint's folder or in a folder there.
 pub(super) fn is_part_name(name: &str) -> bool {
     let (folder, file) = name.split_once('/').unwrap_or(("module", name));
-    !folder.is_empty() && !file.is_empty() && is_plain(folder) && is_plain(file)
-}
-
-/// As every file is called that a checkpoint's reader would open: no space that would make a manifest's line ambiguous.
-fn is_plain(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    name.len() <= MAX_NAME_BYTES && !name.starts_with('.') && name.bytes().all(plain)
+    is_plain_name(folder) && is_plain_name(file)
 }
 
 #[cfg(test)]

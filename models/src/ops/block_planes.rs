@@ -89,7 +89,7 @@ impl BlockPlanes {
 
     #[cfg(any(feature = "cuda", test))]
     fn put_unit(self, planes: &mut [u8], number: usize, (quants, scales): (&[i8; UNIT], [u8; UNIT_SCALE_BYTES])) {
-        let codes = quants.map(|quant| (i32::from(quant) + offset(self.dtype)) as u8);
+        let codes = quants.map(|quant| (i32::from(quant) + self.dtype.quant_offset()) as u8);
         let bytes = quant_bytes(self.dtype);
         let place = &mut planes[number * bytes..][..bytes];
         if self.dtype == StoredDtype::Q8_0 {
@@ -106,17 +106,6 @@ impl BlockPlanes {
             *place = std::array::from_fn(|byte| (0..4).map(|part| codes[byte + 4 * part] >> 4 << (2 * part)).sum());
         }
         planes[self.unit_scales() + number * UNIT_SCALE_BYTES..][..UNIT_SCALE_BYTES].copy_from_slice(&scales);
-    }
-}
-
-/// What is added to a quant.
-#[cfg(any(feature = "cuda", test))]
-const fn offset(dtype: StoredDtype) -> i32 {
-    match dtype {
-        StoredDtype::Q8_0 => 128,
-        StoredDtype::Q4_0 => 8,
-        StoredDtype::Q6K => 32,
-        _ => 0,
     }
 }
 

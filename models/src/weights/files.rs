@@ -1,16 +1,18 @@
 use std::borrow::Cow;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::gguf::{GgufMetadata, Header};
+use super::gguf::{GgufMetadata, Header, HeaderRead};
 use super::mapped::FileBytes;
 use super::unsupported;
 use crate::ModelError;
 
 /// How much of a GGUF file that is read and not mapped is read for its header, which does not say how long it is: about as
-/// long as its vocabulary. Where that is not enough, all of the file is.
+/// long as its vocabulary. Where that is not enough, so many times as much is.
 const GGUF_HEAD_BYTES: u64 = 64 << 20;
+const GGUF_HEAD_GROWTH: u64 = 4;
 
 /// The files of one checkpoint: a directory, a GGUF file that holds everything, or files compiled into the program.
 #[derive(Debug, Clone)]
@@ -180,19 +182,23 @@ impl CheckpointFiles {
 
     /// The content of one file without reading it first.
     pub(crate) fn map(&self, file: &str) -> Result<FileBytes, ModelError> {
-        self.map_up_to(file, u64::MAX)
-    }
-
-    /// The same, where nothing from byte `end` on is wanted.
-    pub(crate) fn map_up_to(&self, file: &str, end: u64) -> Result<FileBytes, ModelError> {
         let path = self.path_of(file);
         match &self.source {
-            Source::Directory(_) | Source::Gguf(_) => Ok(self.map_path(&path, end)?.0),
+            Source::Directory(_) | Source::Gguf(_) => Ok(self.map_path(&path, u64::MAX)?.0),
             Source::Embedded { .. } => match self.embedded_file(file) {
                 Some(bytes) => Ok(FileBytes::Static(bytes)),
                 None => Err(self.io(path, io::ErrorKind::NotFound.into())),
             },
         }
+    }
+
+    /// What one file has of the bytes in `range`. No others are read.
+    pub(crate) fn read_range(&self, file: &str, range: Range<usize>) -> Result<Vec<u8>, ModelError> {
+        if let Some(bytes) = self.embedded_file(file) {
+            return Ok(bytes.get(range).map(<[u8]>::to_vec).unwrap_or_default());
+        }
+        let path = self.path_of(file);
+        read_range(&path, range).map_err(|error| self.io(path, error))
     }
 
     /// What a GGUF file says about itself, the tokenizer included; `None` for other checkpoints.
@@ -203,15 +209,7 @@ impl CheckpointFiles {
     /// As [`Self::gguf_metadata`], with the table of tensors.
     pub(crate) fn gguf_header(&self) -> Result<Option<Header>, ModelError> {
         let Source::Gguf(path) = &self.source else { return Ok(None) };
-        let (head, file_bytes) = self.map_path(path, GGUF_HEAD_BYTES)?;
-        let header = match Header::read(path, head.as_slice(), file_bytes) {
-            Err(_) if (head.as_slice().len() as u64) < file_bytes => {
-                let (all, file_bytes) = self.map_path(path, u64::MAX)?;
-                Header::read(path, all.as_slice(), file_bytes)
-            }
-            header => header,
-        };
-        header.map(Some)
+        read_gguf_header(path, GGUF_HEAD_BYTES, |most| self.map_path(path, most)).map(Some)
     }
 
     /// The first `most` bytes of a file or more, and how long it is.
@@ -254,6 +252,43 @@ fn read_at_most(path: &Path, max_bytes: u64) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
+fn read_range(path: &Path, range: Range<usize>) -> io::Result<Vec<u8>> {
+    if !path.is_file() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(range.start as u64))?;
+    let mut bytes = Vec::new();
+    file.take(range.len() as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// `beginning` gives the first so many bytes of the file, or more, and how long it is.
+fn read_gguf_header(
+    path: &Path,
+    first_bytes: u64,
+    beginning: impl Fn(u64) -> Result<(FileBytes, u64), ModelError>,
+) -> Result<Header, ModelError> {
+    let mut most = first_bytes;
+    loop {
+        let (head, file_bytes) = beginning(most)?;
+        let is_cut = head.as_slice().len() as u64 == most && most < file_bytes;
+        match Header::read(path, head.as_slice(), file_bytes) {
+            HeaderRead::Whole(header) => return Ok(header),
+            HeaderRead::Short(_) if is_cut => most = most.saturating_mul(GGUF_HEAD_GROWTH),
+            HeaderRead::Short(error) | HeaderRead::Refused(error) => return Err(error),
+        }
+    }
+}
+
+/// As every file and folder of a checkpoint is called: nothing that leads out of its folder or to a hidden file, and no
+/// space, which would make a manifest's line ambiguous.
+pub(crate) fn is_plain_name(name: &str) -> bool {
+    const MAX_BYTES: usize = 255;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    !name.is_empty() && name.len() <= MAX_BYTES && !name.starts_with('.') && name.bytes().all(plain)
+}
+
 fn read_head(path: &Path, head_bytes: fn(&[u8]) -> u64) -> io::Result<(Vec<u8>, u64)> {
     // A page: less is read as fast.
     const FIRST_BYTES: u64 = 4096;
@@ -271,6 +306,8 @@ fn read_head(path: &Path, head_bytes: fn(&[u8]) -> u64) -> io::Result<(Vec<u8>, 
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
 
     #[test]
@@ -286,6 +323,63 @@ mod tests {
             let says = |first: &[u8]| u64::from(u16::from_le_bytes([first[0], first[1]]));
             let (head, file_bytes) = files.head(name, says).unwrap();
             assert_eq!((head.len(), file_bytes), (usize::from(head_bytes).max(4096), FILE_BYTES), "{name}");
+        }
+    }
+
+    #[test]
+    fn of_a_long_file_only_the_wanted_range_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("long.gguf");
+        // A hole before the last bytes.
+        let mut file = File::create(&path).unwrap();
+        file.seek(SeekFrom::Start(1 << 30)).unwrap();
+        io::Write::write_all(&mut file, b"factors").unwrap();
+        let files = CheckpointFiles::gguf(&path).unwrap();
+        let read = |start: usize, end: usize| files.read_range("long.gguf", start..end).unwrap();
+        assert_eq!(read((1 << 30) + 1, (1 << 30) + 4), b"act");
+        assert_eq!(read((1 << 30) + 4, (1 << 30) + 9), b"ors", "of what the file does not have there is nothing");
+        assert_eq!(read(1 << 31, (1 << 31) + 4), b"");
+    }
+
+    /// One key, whose text begins at byte 56 and ends at byte 1056.
+    fn gguf(version: u32) -> Vec<u8> {
+        let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+        let counts = [0_u64, 1].map(u64::to_le_bytes).concat();
+        let entry = [&text("general.name")[..], &8_u32.to_le_bytes(), &text(&"x".repeat(1000))[..]].concat();
+        [&b"GGUF"[..], &version.to_le_bytes(), &counts[..], &entry[..], &[0; 4096]].concat()
+    }
+
+    /// How long the name is that the header gives, or what is wrong; and how many bytes were asked for, each time.
+    fn read_gguf(file: &[u8]) -> (Result<usize, String>, Vec<u64>) {
+        let asked = RefCell::new(Vec::new());
+        let beginning = |most: u64| {
+            asked.borrow_mut().push(most);
+            let head = file[..file.len().min(most as usize)].to_vec();
+            Ok((FileBytes::Read(head), file.len() as u64))
+        };
+        let header = read_gguf_header(Path::new("model.gguf"), 64, beginning);
+        let name = header.map(|header| header.metadata.text("general.name").unwrap().unwrap().len());
+        (name.map_err(|error| error.to_string()), asked.into_inner())
+    }
+
+    #[test]
+    fn of_a_gguf_file_more_is_read_only_where_its_header_goes_on() {
+        assert_eq!(read_gguf(&gguf(3)), (Ok(1000), vec![64, 256, 1024, 4096]));
+        let (refused, asked) = read_gguf(&gguf(9));
+        assert!(refused.unwrap_err().contains("only 2 and 3"));
+        assert_eq!(asked, [64], "what is refused is not read again");
+        let (cut, asked) = read_gguf(&gguf(3)[..900]);
+        assert!(cut.unwrap_err().contains("general.name: needs 1000 bytes where the file has 844 left"));
+        assert_eq!(asked, [64, 256, 1024]);
+    }
+
+    #[test]
+    fn names_of_files_and_folders_are_plain() {
+        for name in ["model.safetensors", "1_Pooling", "a-b.json", &"a".repeat(255)] {
+            assert!(is_plain_name(name), "{name}");
+        }
+        for name in ["", ".", "..", ".hidden", "../a", "a/b", "/a", "a b", "a\n", "\u{e9}", &"a".repeat(256)] {
+            assert!(!is_plain_name(name), "{name}");
         }
     }
 }

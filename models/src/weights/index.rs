@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::files::is_plain_name;
 use super::safetensors::{StoredTensor, head_bytes, read_header};
 use super::{CheckpointFiles, unsupported};
 use crate::ModelError;
@@ -57,6 +58,15 @@ impl TensorIndex {
         Ok(index)
     }
 
+    /// As [`Self::read`], of the folder of a module, of which a manifest lists no other weights than one file.
+    pub(crate) fn of_module(files: &CheckpointFiles) -> Result<Self, ModelError> {
+        if files.contains(INDEX_FILE) && !files.contains(SINGLE_FILE) {
+            let problem = format!("a module's weights in several files are not read; save them as one {SINGLE_FILE}");
+            return Err(ModelError::checkpoint(&files.path_of(INDEX_FILE), "weight_map", problem));
+        }
+        Self::read(files)
+    }
+
     /// Whether weights are at hand: safetensors beside a `config.json`, or a GGUF file that holds all.
     pub(crate) fn has_files(files: &CheckpointFiles) -> Result<bool, ModelError> {
         if files.contains(SINGLE_FILE) || !files.contains(CONFIG_FILE) {
@@ -82,11 +92,11 @@ impl TensorIndex {
         if tensor.bytes.len() > MAX_BYTES {
             return Err(refuse("longer than any model needs"));
         }
-        let bytes = files.map_up_to(&self.shards[0].file, tensor.bytes.end as u64)?;
-        let bytes = bytes.as_slice().get(tensor.bytes.clone());
-        bytes
-            .map(|bytes| tensor.coding.read(bytes).into_owned())
-            .ok_or_else(|| refuse("the file became shorter while it was being read"))
+        let bytes = files.read_range(&self.shards[0].file, tensor.bytes.clone())?;
+        if bytes.len() < tensor.bytes.len() {
+            return Err(refuse("the file became shorter while it was being read"));
+        }
+        Ok(tensor.coding.read(&bytes).into_owned())
     }
 
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
@@ -158,7 +168,7 @@ fn read_weight_map(files: &CheckpointFiles) -> Result<Option<HashMap<String, Str
     let mut weight_map = HashMap::with_capacity(written.len());
     for (name, file) in written {
         match file.as_str() {
-            Some(file) if is_plain_file_name(file) => weight_map.insert(name.clone(), file.to_owned()),
+            Some(file) if is_plain_name(file) => weight_map.insert(name.clone(), file.to_owned()),
             _ => {
                 let problem = format!("{file} is not a plain file name; shards lie beside the index");
                 return Err(refuse(&format!("weight_map.{name}"), problem));
@@ -170,10 +180,4 @@ fn read_weight_map(files: &CheckpointFiles) -> Result<Option<HashMap<String, Str
         return Err(refuse("weight_map", format!("{num_shards} files, at most {MAX_SHARDS} are accepted")));
     }
     Ok(Some(weight_map))
-}
-
-/// Nothing that leads out of the directory or to a hidden file.
-fn is_plain_file_name(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    !name.is_empty() && name.len() <= 255 && !name.starts_with('.') && name.bytes().all(plain)
 }

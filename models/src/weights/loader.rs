@@ -13,8 +13,8 @@ use crate::{LoadProgress, LoadWatch, ModelError, StoredDtype, WeightDtype};
 
 /// Hands out a checkpoint's tensors by name, each once, checked against the shape that the model expects.
 ///
-/// A shard is mapped when its first tensor is asked for and unmapped when its last one was, so a load holds what it
-/// keeps and a few megabytes of the file.
+/// A shard is opened when its first tensor is asked for and let go of when its last one was. Of a file that is mapped, a load
+/// so holds what it keeps and a few megabytes; one that may go away is read, and all of it is held meanwhile.
 pub(crate) struct WeightLoader<'a> {
     files: &'a CheckpointFiles,
     compute: &'a Compute,

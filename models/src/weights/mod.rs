@@ -14,6 +14,7 @@ mod safetensors;
 mod unsupported;
 
 pub use files::CheckpointFiles;
+pub(crate) use files::is_plain_name;
 pub use gguf::GgufMetadata;
 pub(crate) use gguf::Header as GgufHeader;
 pub(crate) use index::TensorIndex;

@@ -67,19 +67,23 @@ pub(super) fn read_header(file: &Path, head: &[u8], file_bytes: u64) -> Result<V
     let Header(mut entries) = serde_json::from_slice(header).map_err(|error| damaged(error.to_string()))?;
     entries.sort_by_key(|(_, info)| info.data_offsets);
     let data_start = LENGTH_BYTES + length as usize;
+    let available = (file_bytes as usize).saturating_sub(data_start);
     let mut tensors = Vec::with_capacity(entries.len());
     let mut end = 0;
     for (name, info) in entries {
         check_tensor(file, &name, &info, end)?;
         end = info.data_offsets.1;
+        if end > available {
+            let problem = format!("describes {end} bytes of tensors or more, the file has {available}; fetch it again");
+            return Err(damaged(problem));
+        }
         if info.dtype == Dtype::I64 && name.ends_with(COUNTING_TABLE) {
             continue;
         }
-        let bytes = data_start + info.data_offsets.0..data_start.saturating_add(end);
+        let bytes = data_start + info.data_offsets.0..data_start + end;
         let dtype = stored_dtype(file, &name, info.dtype)?;
         tensors.push(StoredTensor { name, dtype, coding: Coding::AsRead, shape: info.shape, bytes });
     }
-    let available = (file_bytes as usize).saturating_sub(data_start);
     if end != available {
         return Err(damaged(format!("describes {end} bytes of tensors, the file has {available}; fetch it again")));
     }

@@ -194,12 +194,19 @@ fn every_hostile_checkpoint_is_refused_by_name_in_time_and_in_little_memory() {
 #[test]
 fn what_a_configuration_merely_claims_is_not_allocated() {
     let mut claims = config();
-    for (key, value) in [("hidden_size", 131_072), ("intermediate_size", 1 << 20), ("num_hidden_layers", 1024)] {
+    let sizes = [
+        ("hidden_size", 131_072),
+        ("intermediate_size", 1 << 20),
+        ("num_attention_heads", 1024),
+        ("num_hidden_layers", 1024),
+    ];
+    for (key, value) in sizes {
         claims.insert(key.into(), value.into());
     }
     let mut tiny = Tiny::new();
     tiny.set_config(&claims);
-    assert!(matches!(tiny.load(), Err(ModelError::Checkpoint { .. })));
+    let refused = tiny.load().err().unwrap();
+    assert!(matches!(&refused, ModelError::Checkpoint { what, .. } if what.ends_with(".weight")), "{refused}");
 }
 
 /// Whatever else a trainer left beside the weights is not looked at.

@@ -61,6 +61,7 @@ fn sizes_that_no_model_has_are_refused_by_name() {
     refused_field("head_dim", json!(1u64 << 40), "outside");
     refused_field("head_dim", json!(3), "even");
     refused_field("num_attention_heads", json!(3), "divide");
+    refused_field("num_attention_heads", json!(4), "4 heads of 1");
     refused_field("rms_norm_eps", json!(-1.0), "outside");
     refused_field("rms_norm_eps", json!("small"), "a number");
 }
@@ -243,6 +244,23 @@ fn tensors_that_lie_about_themselves_are_refused_by_name() {
     refused_header("input_layernorm.weight", "config.json asks for [4]", |entries| {
         entries[8].value["shape"] = json!([2, 2]);
     });
+}
+
+#[test]
+fn tensors_that_no_file_can_hold_are_refused_before_their_places_are_added_up() {
+    // Eight of these end just before the largest number; what stands before all of them leads beyond it.
+    const LEN: u64 = (1 << 59) - 1;
+    let mut end = 0_u64;
+    let mut entry = |name: &str, len: u64| {
+        let start = end;
+        end += 4 * len;
+        let value = json!({ "dtype": "F32", "shape": [len], "data_offsets": [start, end] });
+        Entry { name: name.to_owned(), value }
+    };
+    let mut entries = ["a", "b", "c", "d", "e", "f", "g", "h"].map(|name| entry(name, LEN)).to_vec();
+    entries.push(entry("i", 4));
+    let tiny = Tiny::new().with_file("model.safetensors", encode(&entries, 0));
+    refused(&tiny, "model.safetensors", "header", "fetch it again");
 }
 
 #[test]

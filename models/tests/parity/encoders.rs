@@ -228,6 +228,8 @@ fn a_pipeline_that_cannot_be_honoured_is_refused_by_file_and_field() {
     };
     refused("modules.json", "expected a list", &|modules| *modules = json!({}));
     refused("modules.json", "path: not the name", &|modules| modules[1]["path"] = json!("../1_Pooling"));
+    refused("modules.json", "path: empty", &|modules| modules[1]["path"] = json!(""));
+    refused("modules.json", "path: empty", &|modules| modules[2]["path"] = Value::Null);
     refused("modules.json", "LSTM", &|modules| modules[3]["type"] = json!("sentence_transformers.models.LSTM"));
     refused("modules.json", "Pooling is expected", &|modules| modules[1]["type"] = json!("x.WordWeights"));
     refused("1_Pooling/config.json", "pooling_mode", &|pooling| pooling["pooling_mode"] = json!("median"));
@@ -238,6 +240,28 @@ fn a_pipeline_that_cannot_be_honoured_is_refused_by_file_and_field() {
     refused("config_sentence_transformers.json", "default_prompt_name", &|prompts| {
         prompts["default_prompt_name"] = json!("none of them");
     });
+}
+
+/// A digest covers what is read, and of a module's folder it covers one file of weights.
+#[test]
+fn weights_of_a_module_in_several_files_are_refused_by_their_index() {
+    let fixture = fixture("bert");
+    let folder = fixture.directory.path().join("2_Dense");
+    let index = json!({ "weight_map": { "linear.weight": "one.safetensors", "linear.bias": "one.safetensors" } });
+    std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    try_load(&Compute::cpu(1), &fixture).unwrap();
+    std::fs::rename(folder.join("model.safetensors"), folder.join("one.safetensors")).unwrap();
+    let error = try_load(&Compute::cpu(1), &fixture).unwrap_err().to_string();
+    assert!(error.contains("2_Dense/model.safetensors.index.json: weight_map: a module's weights"), "{error}");
+}
+
+/// It reads no file.
+#[test]
+fn a_normalisation_needs_no_folder() {
+    let fixture = fixture("modernbert");
+    let expected = vectors(&mut load(&fixture), &[text(&fixture, "7")]);
+    fixture.edit_json("modules.json", |modules| modules[2]["path"] = json!(""));
+    assert_eq!(vectors(&mut load(&fixture), &[text(&fixture, "7")]), expected);
 }
 
 /// Only what the pooling leaves.

@@ -83,6 +83,16 @@ fn encoders_are_as_large_as_reckoned() {
     }
 }
 
+/// It has neither matrices that are stored apart and held as one nor dense layers behind its pooling, but norms whose biases
+/// are zeros.
+#[test]
+fn norms_without_biases_are_reckoned_with_the_zeros_that_they_hold() {
+    let fixture = Fixture::copy("encoders/modernbert");
+    let options = LoadOptions::default();
+    let (_, is) = load_text_encoder(&fixture.files(), &Compute::cpu(1), &options, &mut unwatched).unwrap();
+    assert_eq!(Some(reckoned(&fixture.files(), &options).weight_bytes), is.model.resident_bytes);
+}
+
 #[test]
 fn a_configuration_alone_is_enough() {
     for name in DECODERS {

@@ -1,7 +1,7 @@
 //! Names that stand for models: which of them a request gets. Decided before anything else is read, so that all that
 //! follows (its tokenizer, its limits, what is billed, the `model` of the answer) is that of the real model.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::state::AppState;
@@ -30,6 +30,12 @@ pub(crate) fn settle(state: &AppState, caller: &Caller, mut body: Value) -> Valu
     body.get_mut("model").into_iter().for_each(settle);
     body.get_mut("models").and_then(Value::as_array_mut).into_iter().flatten().for_each(settle);
     body
+}
+
+/// The same of a name alone.
+pub(crate) fn model_of(state: &AppState, caller: &Caller, name: String) -> String {
+    let settled = settle(state, caller, json!({"model": &name}));
+    settled["model"].as_str().map_or(name, str::to_owned)
 }
 
 /// The same for every turn of a conversation: what its client calls it, else how it began.

@@ -3,12 +3,13 @@
 
 mod waits;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 
 use super::errors::{ApiError, ErrorKind};
@@ -39,20 +40,27 @@ pub async fn run_batches(state: AppState) {
     let mut changes = state.watch_batches();
     let mut running = JoinSet::new();
     let mut taken: Vec<BatchId> = Vec::new();
+    let mut ids = HashMap::new();
     loop {
         while running.len() < MAX_RUNNING_BATCHES
             && let Some(batch) = store.next_open(&taken)
         {
             taken.push(batch.id.clone());
-            running.spawn(run_batch(state.clone(), Arc::clone(&store), batch));
+            let id = batch.id.clone();
+            let run = Run { state: state.clone(), store: Arc::clone(&store), batch };
+            ids.insert(running.spawn(run.through()).id(), id);
         }
         tokio::select! {
-            Some(ended) = running.join_next() => match ended {
-                Ok((id, Ok(()))) => taken.retain(|taken| *taken != id),
-                // It stays taken: what a broken disk refuses now it would refuse again at once. The next start tries again.
-                Ok((id, Err(error))) => tracing::error!(batch = %id, error = error.label(), "a batch cannot go on"),
-                Err(_) => tracing::error!("a batch panicked"),
-            },
+            Some(ended) = running.join_next_with_id() => {
+                let task = ended.as_ref().map_or_else(JoinError::id, |(task, _)| *task);
+                let Some(id) = ids.remove(&task) else { continue };
+                match ended {
+                    Ok((_, Ok(()))) => taken.retain(|taken| *taken != id),
+                    // It stays taken: what a broken disk refuses now it would refuse again at once. The next start tries again.
+                    Ok((_, Err(error))) => tracing::error!(batch = %id, error = error.label(), "a batch cannot go on"),
+                    Err(_) => tracing::error!(batch = %id, "a batch panicked"),
+                }
+            }
             changed = changes.changed() => if changed.is_err() { return },
         }
     }
@@ -92,13 +100,8 @@ impl Unrun {
     }
 }
 
-async fn run_batch(state: AppState, store: Arc<BatchStore>, batch: Batch) -> (BatchId, Result<(), ApiError>) {
-    let id = batch.id.clone();
-    let run = Run { state, store, batch };
-    (id, run.through().await)
-}
-
 const KEY_IS_GONE: &str = "The key that made this batch is not accepted any more.";
+const INPUT_IS_GONE: &str = "The batch's input file is not there any more.";
 
 struct Run {
     state: AppState,
@@ -123,9 +126,10 @@ impl Run {
             // It was over before the server started.
             return self.end().await;
         }
-        let Some(caller) = self.state.caller(&self.batch.owner, &self.batch.via) else {
+        // One that runs goes on: what it has answered was paid for, and what is left is refused line by line.
+        if !self.has_begun() && self.state.caller(&self.batch.owner, &self.batch.via).is_none() {
             return self.fail(vec![LineError { line: 0, message: KEY_IS_GONE.to_owned() }]).await;
-        };
+        }
         let lines = match self.read_lines().await? {
             Ok(lines) => lines,
             Err(errors) => return self.fail(errors).await,
@@ -138,8 +142,13 @@ impl Run {
         if self.batch.status == BatchStatus::Validating {
             self.reach(BatchStatus::InProgress, counts).await?;
         }
-        let end = self.run_lines(caller, lines, &journal).await?;
+        let end = self.run_lines(lines, &journal).await?;
         self.finish(journal, end).await
+    }
+
+    /// Whether its input was read before, and found good.
+    fn has_begun(&self) -> bool {
+        self.batch.reached_at.contains_key(&BatchStatus::InProgress)
     }
 
     /// What the disk has no room for is tried again until it has, and nothing that was answered is lost meanwhile.
@@ -167,33 +176,28 @@ impl Run {
         let store = Arc::clone(&self.store);
         let (owner, endpoint) = (self.batch.owner.clone(), self.batch.endpoint);
         let input = self.batch.input_file_id.clone();
-        let read = move || {
-            let file = store.file(&owner, input.as_str())?;
-            Ok(read_input(&store.content(&file)?, endpoint, store.bounds().max_requests))
+        // A limit that is lowered holds for those that come.
+        let most = if self.has_begun() { usize::MAX } else { self.store.bounds().max_requests };
+        let read = move || match store.file(&owner, input.as_str()).and_then(|file| store.content(&file)) {
+            Ok(content) => Ok(read_input(&content, endpoint, most)),
+            Err(error) if error.is_for_want_of_the_file() => {
+                Ok(Err(vec![LineError { line: 0, message: INPUT_IS_GONE.to_owned() }]))
+            }
+            Err(error) => Err(error),
         };
         self.on_disk(read).await
     }
 
-    async fn run_lines(
-        &self,
-        caller: Arc<Caller>,
-        lines: Vec<BatchLine>,
-        journal: &SharedJournal,
-    ) -> Result<End, ApiError> {
+    async fn run_lines(&self, lines: Vec<BatchLine>, journal: &SharedJournal) -> Result<End, ApiError> {
         let ids: Vec<String> = lines.iter().map(|line| line.custom_id.clone()).collect();
-        let end = self.run_until_an_end(caller, lines, journal).await?;
+        let end = self.run_until_an_end(lines, journal).await?;
         if let Some(why) = end.of_those_that_never_ran() {
             self.note_unrun(journal, ids, why).await?;
         }
         Ok(end)
     }
 
-    async fn run_until_an_end(
-        &self,
-        caller: Arc<Caller>,
-        lines: Vec<BatchLine>,
-        journal: &SharedJournal,
-    ) -> Result<End, ApiError> {
+    async fn run_until_an_end(&self, lines: Vec<BatchLine>, journal: &SharedJournal) -> Result<End, ApiError> {
         let mut changes = self.state.watch_batches();
         let now = self.state.clock().wall().as_secs();
         if now >= self.batch.expires_at {
@@ -204,6 +208,7 @@ impl Run {
         let left: Vec<BatchLine> = lines.into_iter().filter(is_left).collect();
         let mut left = left.into_iter();
         let mut running = JoinSet::new();
+        let asker = Arc::new(Asker::of(&self.batch));
         loop {
             if self.store.is_cancelling(&self.batch.id) {
                 return Ok(End::Cancelled);
@@ -211,7 +216,7 @@ impl Run {
             while running.len() < self.store.bounds().max_running_requests
                 && let Some(line) = left.next()
             {
-                running.spawn(run_line(self.state.clone(), Arc::clone(&caller), self.batch.endpoint, line));
+                running.spawn(run_line(self.state.clone(), Arc::clone(&asker), line));
             }
             tokio::select! {
                 ended = running.join_next() => match ended {
@@ -257,6 +262,10 @@ impl Run {
             End::Cancelled => BatchStatus::Cancelled,
             End::Expired => BatchStatus::Expired,
         };
+        self.finish_as(journal, status).await
+    }
+
+    async fn finish_as(&self, journal: SharedJournal, status: BatchStatus) -> Result<(), ApiError> {
         let (store, id, now) = (Arc::clone(&self.store), self.batch.id.clone(), self.state.clock().wall().as_secs());
         self.on_disk(move || store.finish(&id, &held(&journal), status, now)).await?;
         Ok(())
@@ -280,13 +289,12 @@ impl Run {
         .await
     }
 
+    /// What was answered before becomes files all the same.
     async fn fail(&self, errors: Vec<LineError>) -> Result<(), ApiError> {
-        let now = self.state.clock().wall().as_secs();
-        self.change(move |batch| {
-            batch.errors.clone_from(&errors);
-            batch.reach(BatchStatus::Failed, now);
-        })
-        .await
+        self.change(move |batch| batch.errors.clone_from(&errors)).await?;
+        let (store, id, total) = (Arc::clone(&self.store), self.batch.id.clone(), self.batch.counts.total);
+        let journal = self.on_disk(move || store.journal(&id, total)).await?;
+        self.finish_as(Arc::new(Mutex::new(journal)), BatchStatus::Failed).await
     }
 
     async fn change(&self, change: impl Fn(&mut Batch) + Clone + Send + 'static) -> Result<(), ApiError> {
@@ -303,21 +311,34 @@ struct LineAnswer {
     line: String,
 }
 
+/// Whose requests a batch's are, and where they go.
+struct Asker {
+    owner: String,
+    via: String,
+    endpoint: Endpoint,
+}
+
+impl Asker {
+    fn of(batch: &Batch) -> Self {
+        Self { owner: batch.owner.clone(), via: batch.via.clone(), endpoint: batch.endpoint }
+    }
+}
+
 /// Asks until there is an answer that trying again would not change. A batch runs for long: whose it is, with which limits, and
 /// whether its key is still accepted, is looked at each time.
-async fn run_line(state: AppState, caller: Arc<Caller>, endpoint: Endpoint, line: BatchLine) -> LineAnswer {
+async fn run_line(state: AppState, asker: Arc<Asker>, line: BatchLine) -> LineAnswer {
     let mut waits = Waits::default();
     loop {
-        let today = state.caller(caller.account.path.as_str(), caller.via.label());
+        let today = state.caller(&asker.owner, &asker.via);
         let answered = match &today {
-            Some(caller) => ask(&state, caller, endpoint, &line).await,
+            Some(caller) => ask(&state, caller, asker.endpoint, &line).await,
             None => Err(ApiError::new(ErrorKind::InvalidApiKey, KEY_IS_GONE)),
         };
         let answer = answered.unwrap_or_else(IntoResponse::into_response);
         match answer.status().as_u16() {
             429 | 503 => sleep(waits.before_next(&answer)).await,
             _ => {
-                count(&state, endpoint, &answer);
+                count(&state, asker.endpoint, &answer);
                 return write_line(line.custom_id, answer).await;
             }
         }

@@ -3,11 +3,11 @@
 
 use passerelle_models::TokenId;
 
-use super::errors::{ApiError, ErrorKind};
+use super::errors::ApiError;
 use super::fields::invalid;
 use super::generate::saturating_u32;
 use super::lease::Lease;
-use super::prepare::Prepared;
+use super::prepare::{AskedLength, Prepared, overflow};
 use super::state::{AppState, Serving};
 use crate::gateway::comparing;
 use crate::gateway::{Caller, SubmitError};
@@ -87,21 +87,14 @@ pub(crate) fn of_named(model: &str, error: SubmitError) -> ApiError {
 
 /// How many tokens each model may answer, so that prompt and answer can be compared: what was asked for if that fits,
 /// else an error with both numbers. Without an ask, the default or what fits.
-pub(crate) fn room_beside(longest: usize, prompt_tokens: usize, asked: Option<u32>) -> Result<u32, ApiError> {
+pub(crate) fn room_beside(longest: usize, prompt_tokens: usize, asked: AskedLength<'_>) -> Result<u32, ApiError> {
     let room = longest.checked_sub(prompt_tokens).map(saturating_u32);
-    match (room, asked) {
-        (Some(room), Some(asked)) if asked <= room => Ok(asked),
+    match (room, asked.tokens) {
+        (Some(room), Some(tokens)) if tokens <= room => Ok(tokens),
         (Some(room @ 1..), None) => Ok(room.min(DEFAULT_ANSWER_TOKENS)),
-        _ => Err(too_long_to_compare(longest, prompt_tokens, asked.unwrap_or(1))),
+        _ => {
+            let bound = format!("These models can be compared on a text of {longest} tokens");
+            Err(overflow((&bound, longest), prompt_tokens, asked))
+        }
     }
-}
-
-fn too_long_to_compare(longest: usize, prompt_tokens: usize, asked: u32) -> ApiError {
-    let message = format!(
-        "These models can be compared on a text of {longest} tokens, and you asked for {}: {prompt_tokens} in the prompt and \
-         {asked} for the answer. Shorten the prompt or lower `max_tokens`.",
-        prompt_tokens.saturating_add(asked as usize),
-    );
-    let param = if prompt_tokens < longest { "max_tokens" } else { "prompt" };
-    ApiError::new(ErrorKind::ContextLengthExceeded, message).param(param)
 }

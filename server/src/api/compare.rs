@@ -18,7 +18,7 @@ use super::errors::{ApiError, ErrorKind};
 use super::generate::{Admission, Admitted, RequestContext, ServedAs, Shape, Ticket, charge_to, saturating_u32};
 use super::launch::LivePrompt;
 use super::lease::{Lease, together};
-use super::prepare::{Prepared, check_token_ids, find_generator, prepare};
+use super::prepare::{AskedLength, Prepared, check_token_ids, find_generator, prepare};
 use super::reserve::withdraw_all;
 use super::routes::require;
 use super::running::SettleAt;
@@ -68,6 +68,7 @@ pub(crate) async fn admit(
     let lane = state.comparisons().clone();
     let ReadCompare { models, prompt, mut generate, .. } = read;
     context.sign(&mut generate.attribution);
+    let ends_at = context.ends_at(state);
     let RequestContext { caller, place, arrived, scope, origin, shadow: _ } = context;
     state.readiness().admit()?;
     require(&caller, scope)?;
@@ -78,12 +79,13 @@ pub(crate) async fn admit(
     }
     // Their replicas may have come just now.
     let serving = state.serving();
-    let shape = Shape::of(&prompt, &generate);
+    let (shape, field) = (Shape::of(&prompt, &generate), prompt.field());
     let class = caller.classes.grant(generate.class);
     let prepared = prepare_all(state, (&caller, &models), (prompt, &generate)).await?;
     let prompt = check_one_prompt(&models, &prepared)?;
     let longest = longest_text(state, &serving, &models)?;
-    generate.sampling.max_tokens = Some(room_beside(longest, prompt.len(), generate.sampling.max_tokens)?);
+    let asked = AskedLength::of(&generate.sampling, field);
+    generate.sampling.max_tokens = Some(room_beside(longest, prompt.len(), asked)?);
     check_min_tokens(&generate.sampling)?;
     let read_again = |index| if index == 0 { saturating_u32(models.len() - 1) } else { 1 };
     let (mut admissions, mut prompts) = (Vec::new(), Vec::new());
@@ -113,7 +115,7 @@ pub(crate) async fn admit(
     let started = start_each(&admissions, tickets).await?;
     let (model, fingerprint) = (models[0].name.clone(), Some(models[0].fingerprint.clone()));
     let served_as = ServedAs { model, fingerprint, tier: Some(tier_name(class)), billing: None };
-    let admitted = Admitted::new((started, Choices::ONE), served_as, (arrived, place));
+    let admitted = Admitted::new((started, Choices::ONE), served_as, (ends_at, place));
     Ok((admitted, SideBySide::new((id, state.clone(), lane), (models, prompt), (seed, caller.account.share_key))))
 }
 

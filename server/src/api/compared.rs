@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use passerelle_engine::{ComparedPosition, Usage};
 use tokio::time::timeout;
 
-use super::comparable::{check_room, check_same_vocabulary, of_named};
+use super::comparable::{check_room, check_same_vocabulary, longest_text, of_named, room_beside};
 use super::errors::{ApiError, ErrorKind};
 use super::generate::{RequestContext, charge_to, saturating_u32};
 use super::lease::{Lease, together};
@@ -23,7 +23,6 @@ use super::state::AppState;
 use super::wire::answer::AnswerHead;
 use super::wire::prompt_scores::{Scorer, comparison_answer};
 use super::wire::request::{GenerateRequest, Prompt};
-use super::wire::sampling::LengthField;
 use super::wire::tier::tier_name;
 use super::wire::usage::sum_usage;
 use crate::gateway::account::ServiceClass;
@@ -45,9 +44,11 @@ pub(crate) async fn compare(
     let models = find_pair(state, &context, (&request.model, against)).await?;
     let prompts = encode(state, &models[0], prompt).await?;
     check_token_ids(&request, &prompts, &models[0])?;
+    let longest = longest_text(state, &state.serving(), &models).map_err(|error| error.at_fault_is(FIELD))?;
     for prompt in &prompts {
-        let nothing = AskedLength { tokens: Some(0), field: LengthField::Common };
-        models.iter().try_for_each(|model| room_for_answer(model, prompt.tokens.len(), nothing).map(drop))?;
+        let (tokens, nothing) = (prompt.tokens.len(), AskedLength::of(&request.sampling, &prompt.field));
+        models.iter().try_for_each(|model| room_for_answer(model, tokens, nothing).map(drop))?;
+        room_beside(longest, tokens, nothing)?;
     }
     let class = match context.scope {
         Scope::Batch => ServiceClass::Batch,
@@ -62,7 +63,7 @@ pub(crate) async fn compare(
         ..head
     };
     let mut running = comparison.start_all(prompts, reservations)?;
-    let limit = state.config().request_timeout;
+    let limit = context.time_allowed(state);
     let compared = timeout(limit, running.all()).await.map_err(|_| {
         let message = format!("The prompts were not compared within {} seconds.", limit.as_secs());
         ApiError::new(ErrorKind::RequestTimeout, message)
@@ -155,7 +156,7 @@ impl Pairing<'_> {
                     let at_fault = usize::from(comparing::check_lent(&replicas[0]).is_ok());
                     of_named(&self.models[at_fault].name, refused.error).param(FIELD)
                 }
-                SubmitError::ExceedsContext(_) => ApiError::from(refused.error).param("prompt"),
+                SubmitError::ExceedsContext(_) => ApiError::from(refused.error).param(prompt.field.as_str()),
                 error => error.into(),
             }
         })

@@ -84,8 +84,7 @@ impl Delivery {
 
     /// Ready when the whole request has taken as long as it may, its admission included; at once, if it has.
     fn time_is_over(&self) -> impl Future<Output = ()> + use<> {
-        let so_far = self.state.clock().now().saturating_sub(self.admitted.arrived);
-        let left = self.state.config().request_timeout.saturating_sub(so_far);
+        let left = self.admitted.ends_at.saturating_sub(self.state.clock().now());
         async move {
             if !left.is_zero() {
                 sleep(left).await;
@@ -97,10 +96,11 @@ impl Delivery {
         while let Some(piece) = self.next().await? {
             self.answer.join(piece);
         }
-        match self.answer.conclude(&mut self.admitted.prompts) {
-            Some(conclusion) => conclusion.await,
-            None => Ok(()),
+        if let Some(conclusion) = self.answer.conclude(&mut self.admitted.prompts) {
+            conclusion.await?;
         }
+        self.admitted.prompts.iter_mut().for_each(LivePrompt::settle);
+        Ok(())
     }
 
     pub(crate) fn stream(self) -> Response {

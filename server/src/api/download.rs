@@ -1,10 +1,11 @@
 //! Answers that are written while they are sent: as large as they like, with a few chunks of them in memory.
 
 use std::error::Error;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 
 use axum::body::{Body, Bytes};
-use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use axum::response::Response;
 use futures_util::stream;
 use tokio::sync::mpsc;
@@ -57,6 +58,24 @@ impl Write for Chunks {
         let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK_BYTES));
         self.sender.blocking_send(Ok(chunk.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
+}
+
+/// What a file holds, read as it is sent: whoever reads slowly holds a chunk of it and no thread.
+pub(crate) fn of_file(content_type: &'static str, file: File, bytes: u64) -> Response {
+    let chunks = stream::try_unfold(file, |mut file| async move {
+        let read = move || {
+            let mut chunk = vec![0; CHUNK_BYTES];
+            let num_read = file.read(&mut chunk)?;
+            chunk.truncate(num_read);
+            Ok::<_, io::Error>((chunk, file))
+        };
+        let (chunk, file) = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
+        Ok::<_, io::Error>((!chunk.is_empty()).then(|| (Bytes::from(chunk), file)))
+    });
+    let mut response = Response::new(Body::from_stream(chunks));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(bytes));
+    response
 }
 
 #[cfg(test)]

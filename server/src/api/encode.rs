@@ -72,7 +72,7 @@ pub(crate) async fn encode(
     let mut reservation = reserve_with(Patience::of(1, context.scope), state, &context.caller, &ask).await?;
     charge_to(context.origin.as_ref(), std::iter::once(&mut reservation));
     let mut running = Running::start(state, context, model, framed, reservation)?;
-    let limit = state.config().request_timeout;
+    let limit = context.time_allowed(state);
     match timeout(limit, running.all()).await {
         Ok(vectors) => Ok(Encoded { vectors: vectors?, usage: running.encoding.close() }),
         Err(_) => {
@@ -123,7 +123,11 @@ impl<'a> Running<'a> {
     async fn all(&mut self) -> Result<Vec<Vec<f32>>, ApiError> {
         let mut vectors = Vec::with_capacity(self.left.len() + 1);
         loop {
-            self.fill()?;
+            self.fill().inspect_err(|error| {
+                if error.is_our_fault() {
+                    self.encoding.make_free();
+                }
+            })?;
             match self.encoding.next().await {
                 Some(vector) => vectors.push(vector?),
                 None => return Ok(vectors),

@@ -190,6 +190,19 @@ impl ApiError {
         self
     }
 
+    /// Says one sentence more.
+    #[must_use]
+    pub(crate) fn also(mut self, sentence: &str) -> Self {
+        self.message = format!("{} {sentence}", self.message);
+        self
+    }
+
+    /// The same, if it is told by a limit for which the length of a prompt counts.
+    #[must_use]
+    pub(crate) fn also_of_prompts(self, sentence: &str) -> Self {
+        if self.limit.as_ref().is_some_and(|limit| limit.counts_prompts) { self.also(sentence) } else { self }
+    }
+
     #[must_use]
     pub(crate) fn limit(mut self, reached: ReachedLimit) -> Self {
         self.limit = Some(Box::new(reached));

@@ -219,6 +219,14 @@ pub(crate) fn required<T>(value: Option<T>, name: &str) -> Result<T, ApiError> {
     })
 }
 
+/// The same where another field will do as well; the first is the one that is named to programs.
+pub(crate) fn required_either<T>(value: Option<T>, [name, other]: [&str; 2]) -> Result<T, ApiError> {
+    value.ok_or_else(|| {
+        let message = format!("Missing required parameter: `{name}` or `{other}`.");
+        ApiError::new(ErrorKind::MissingParameter, message).param(name)
+    })
+}
+
 pub(crate) fn wrong_type(name: &str, expected: &str, got: &Value) -> ApiError {
     let message = format!("Invalid type for `{}`: expected {expected}, got {}.", echoed(name), type_name(got));
     ApiError::new(ErrorKind::InvalidType, message).param(name)

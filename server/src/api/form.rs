@@ -71,9 +71,9 @@ impl WantedForm {
         model: &ServedModel,
         bounds: &GrammarBounds,
     ) -> Result<CompiledGrammar, ApiError> {
-        model.grammars.compile_answer(form, bounds).map_err(|error| match self.at_fault(model, bounds) {
-            Some(structure) => grammar_refused(&error, &structure.param),
-            None => grammar_refused(&error, TOOLS),
+        model.grammars.compile_answer(form, bounds).map_err(|error| {
+            let param = self.at_fault(model, bounds).map_or(TOOLS, |structure| structure.param.as_str());
+            grammar_refused(&error, (&model.name, param))
         })
     }
 

@@ -19,14 +19,14 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, Writer, engine_prompt_logprobs};
 use super::errors::ApiError;
-use super::launch::{Launch, LivePrompt, UpstreamJob};
+use super::launch::{EngineJob, Launch, LivePrompt, UpstreamJob};
 use super::lease::Lease;
 use super::prepare::{
-    EncodedPrompt, Prepared, check_token_ids, check_unread, find_generator, prepare, room_for_answer,
+    AskedLength, EncodedPrompt, Prepared, check_token_ids, check_unread, find_generator, prepare, room_for_answer,
 };
 use super::ranking::Ranking;
 use super::relayed::{PromptCount, Sent};
-use super::remote::admit_remote;
+use super::remote::{admit_remote, check_output};
 use super::reserve::{Patience, reserve_together, reserve_with, withdraw_all};
 use super::routes::require;
 use super::running::{SettleAt, Writers};
@@ -58,6 +58,15 @@ pub(crate) struct RequestContext {
 }
 
 impl RequestContext {
+    /// How long the answer may take, its admission included. A batch bounds its own, and waits for days where others come first.
+    pub(super) fn time_allowed(&self, state: &AppState) -> Duration {
+        if self.scope == Scope::Batch { Duration::MAX } else { state.config().request_timeout }
+    }
+
+    pub(super) fn ends_at(&self, state: &AppState) -> Duration {
+        self.arrived.saturating_add(self.time_allowed(state))
+    }
+
     /// Writes down who asks for somebody else.
     pub(super) fn sign(&self, attribution: &mut Attribution) {
         attribution.asker = self.origin.as_ref().map(RemoteReservation::asker);
@@ -71,8 +80,8 @@ pub(crate) struct Admitted {
     /// Shown of each prompt.
     pub(crate) num_choices: usize,
     pub(crate) served_as: ServedAs,
-    /// On the server's clock.
-    pub(crate) arrived: Duration,
+    /// When it has taken as long as it may, on the server's clock.
+    pub(crate) ends_at: Duration,
     /// Given back when the answer is over.
     _place: OwnedSemaphorePermit,
 }
@@ -92,9 +101,9 @@ impl Admitted {
     pub(crate) fn new(
         (prompts, choices): (Vec<LivePrompt>, Choices),
         served_as: ServedAs,
-        (arrived, place): (Duration, OwnedSemaphorePermit),
+        (ends_at, place): (Duration, OwnedSemaphorePermit),
     ) -> Self {
-        Self { prompts, num_choices: choices.shown.get() as usize, served_as, arrived, _place: place }
+        Self { prompts, num_choices: choices.shown.get() as usize, served_as, ends_at, _place: place }
     }
 }
 
@@ -114,6 +123,7 @@ pub(crate) async fn admit(
         }
         (_, outgoing) => outgoing,
     };
+    let ends_at = context.ends_at(state);
     let RequestContext { caller, place, arrived, scope, origin, shadow } = context;
     state.readiness().admit()?;
     require(&caller, scope)?;
@@ -136,15 +146,17 @@ pub(crate) async fn admit(
         caller: &caller,
         request: &request,
         model: &model,
-        // An upstream is read as one answer.
-        outgoing: outgoing.as_ref().filter(|_| request.choices == Choices::ONE),
+        // An upstream is read as one answer, and cannot tell all that an engine can.
+        outgoing: outgoing
+            .as_ref()
+            .filter(|_| request.choices == Choices::ONE && check_output(&request.output).is_ok()),
         shape,
         bad_words,
         constraint: Mutex::new(constraint),
         arrived,
         class,
         read_again: 0,
-        settle_at: SettleAt::LastToken,
+        settle_at: SettleAt::of(prompts.len(), &request.output),
         shadow: shadow::suited(state, shadow, (&request, &prompts)),
     };
     let patience = Patience::of(prompts.len(), scope);
@@ -155,9 +167,10 @@ pub(crate) async fn admit(
     let told = tickets.iter().map(|ticket| ticket.reservation.told_so_far());
     let billing = Billing::of(state, (&model.name, Some(model.digest)), (origin, request.choices.drawn), told);
     let prompts = admission.start_all(tickets).await?;
-    let fingerprint = Some(model.fingerprint.clone());
+    let ran_here = prompts.iter().all(|prompt| matches!(prompt, LivePrompt::Engine(_)));
+    let fingerprint = ran_here.then(|| model.fingerprint.clone());
     let served_as = ServedAs { model: model.name.clone(), fingerprint, tier: Some(tier_name(class)), billing };
-    Ok(Admitted::new((prompts, request.choices), served_as, (arrived, place)))
+    Ok(Admitted::new((prompts, request.choices), served_as, (ends_at, place)))
 }
 
 /// What of the prompt's kind outlives the prompt.
@@ -269,7 +282,7 @@ impl Admission<'_> {
     fn plan(&self, prompts: &[EncodedPrompt]) -> Result<Vec<Plan>, ApiError> {
         let room = |prompt: &EncodedPrompt| {
             let tokens = prompt.tokens.len();
-            Ok((saturating_u32(tokens), room_for_answer(self.model, tokens, (&self.request.sampling).into())?))
+            Ok((saturating_u32(tokens), room_for_answer(self.model, tokens, self.asked(prompt))?))
         };
         let rooms = prompts.iter().map(room).collect::<Result<Vec<(u32, u32)>, ApiError>>()?;
         let asks = |most: u32| rooms.iter().map(|(prompt, room)| self.ask(*prompt, most.min(*room))).collect();
@@ -284,6 +297,10 @@ impl Admission<'_> {
             Plan { max_tokens, ask: Ask { attribution, ..self.ask(*prompt, max_tokens) } }
         };
         Ok(rooms.iter().map(plan).collect())
+    }
+
+    fn asked<'p>(&self, prompt: &'p EncodedPrompt) -> AskedLength<'p> {
+        AskedLength::of(&self.request.sampling, &prompt.field)
     }
 
     /// For nobody in particular.
@@ -310,15 +327,17 @@ impl Admission<'_> {
         Err(ApiError::from(refusal).param("prompt"))
     }
 
-    /// A prompt that cannot start takes the others with it: they are dropped, which aborts and settles them.
+    /// A prompt that cannot start takes the others with it: they are dropped, which aborts and settles them, and nobody
+    /// pays for them unless it is the caller's own doing.
     pub(super) async fn start_all(&self, tickets: Vec<Ticket>) -> Result<Vec<LivePrompt>, ApiError> {
-        let mut prompts = Vec::with_capacity(tickets.len());
+        let mut prompts: Vec<LivePrompt> = Vec::with_capacity(tickets.len());
         let mut tickets = tickets.into_iter();
         while let Some(ticket) = tickets.next() {
             match self.start(ticket).await {
                 Ok(prompt) => prompts.push(prompt),
                 Err(error) => {
                     withdraw_all(tickets.map(|ticket| ticket.reservation));
+                    prompts.iter_mut().for_each(|prompt| prompt.fail(&error));
                     return Err(error);
                 }
             }
@@ -340,7 +359,7 @@ impl Admission<'_> {
             model: &self.model.name,
             hint: PrefixHint::of(&prompt.tokens, &self.cache_salt()).under(self.request.caching.key.as_deref()),
             arrived: self.arrived,
-            for_engine: Some(&for_engine),
+            for_engine: Some(EngineJob { request: &for_engine, asked: self.asked(&prompt) }),
             for_upstream: self.outgoing.map(|outgoing| self.upstream_job(outgoing, &prompt, max_tokens)),
         };
         launch.go(reservation).await

@@ -10,6 +10,7 @@ use super::delta::ChoiceDelta;
 use super::errors::ApiError;
 use super::ids::random_id;
 use super::meter::PromptMeter;
+use super::prepare::AskedLength;
 use super::relayed::{ChoiceReader, PromptCount, RelayedChoice, Sent};
 use super::running::{RunningPrompt, Writers};
 use super::state::{AppState, Serving};
@@ -19,7 +20,7 @@ use crate::gateway::journal::EntryId;
 use crate::gateway::replica::UpstreamSide;
 use crate::gateway::{
     Attempts, Call, CallSize, Failure, Generation, NotRelayed, OnBehalf, PrefixHint, Relay, Replica, Reservation,
-    Verdict,
+    SubmitError, Verdict,
 };
 use crate::text::TextModel;
 
@@ -88,9 +89,29 @@ pub(crate) struct Launch<'a> {
     /// On the server's clock.
     pub(crate) arrived: Duration,
     /// `None`: no engine here has the model.
-    pub(crate) for_engine: Option<&'a (dyn Fn() -> (EngineRequest, Writers) + Sync)>,
+    pub(crate) for_engine: Option<EngineJob<'a>>,
     /// `None`: no upstream has it.
     pub(crate) for_upstream: Option<UpstreamJob>,
+}
+
+/// A prompt as engines take it.
+pub(crate) struct EngineJob<'a> {
+    pub(crate) request: &'a (dyn Fn() -> (EngineRequest, Writers) + Sync),
+    pub(crate) asked: AskedLength<'a>,
+}
+
+impl EngineJob<'_> {
+    /// An engine's refusal, under the names that the caller has for things.
+    fn refused(&self, error: SubmitError) -> ApiError {
+        match error {
+            SubmitError::ExceedsContext(_) => match self.asked.tokens {
+                // The last token of an answer takes no room, so that the prompt alone is too long.
+                Some(0 | 1) => ApiError::from(error).param(self.asked.prompt),
+                Some(_) | None => ApiError::from(error).param(self.asked.field.as_str()),
+            },
+            error => error.into(),
+        }
+    }
 }
 
 /// A prompt as upstreams take it.
@@ -148,11 +169,11 @@ impl Launch<'_> {
         attempts: &mut Attempts,
         reservation: Reservation,
     ) -> Result<LivePrompt, Box<Failed>> {
-        let Some(job) = self.for_engine else {
+        let Some(job) = &self.for_engine else {
             let (error, verdict) = (no_replica(), attempts.cannot_serve(replica.id()));
             return Err(Box::new(Failed { reservation, error, verdict }));
         };
-        let (request, writers) = job();
+        let (request, writers) = (job.request)();
         match Generation::start(replica, request, reservation) {
             Ok(generation) => {
                 let running = RunningPrompt::new(generation, writers, self.meter());
@@ -160,7 +181,7 @@ impl Launch<'_> {
             }
             Err(refused) => {
                 let verdict = attempts.engine_refused(replica.id(), &refused.error);
-                Err(Box::new(Failed { reservation: refused.reservation, error: refused.error.into(), verdict }))
+                Err(Box::new(Failed { reservation: refused.reservation, error: job.refused(refused.error), verdict }))
             }
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use passerelle_models::TokenId;
 use serde_json::{Map, Value};
 
-use super::causes::{model_not_found, not_a_generator};
+use super::causes::{model_not_found, not_a_generator, text_failed};
 use super::errors::{ApiError, ErrorKind};
 use super::fields::{invalid, unsupported};
 use super::form::WantedForm;
@@ -18,7 +18,7 @@ use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt
 use super::wire::sampling::{LengthField, Sampling};
 use crate::gateway::{AccountPath, Caller};
 use crate::text::grammar::{AnswerForm, CompiledGrammar};
-use crate::text::{AddSpecialTokens, PromptEncoder, PromptEnd, SpecialTokens, TextModel, Tokenizer};
+use crate::text::{AddSpecialTokens, PromptEncoder, PromptEnd, SpecialTokens, TextError, TextModel, Tokenizer};
 
 /// Everything of a request that its model's tokenizer has a say in.
 #[derive(Debug)]
@@ -35,18 +35,21 @@ pub(crate) struct EncodedPrompt {
     pub(crate) tokens: Vec<TokenId>,
     /// What the caller wrote, if it was one text.
     pub(crate) written: Option<String>,
+    /// What the caller calls it.
+    pub(crate) field: String,
 }
 
-/// How long an answer may be, and what its caller calls that.
+/// How long an answer may be, and what its caller calls that and the prompt.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct AskedLength {
+pub(crate) struct AskedLength<'a> {
     pub(crate) tokens: Option<u32>,
     pub(crate) field: LengthField,
+    pub(crate) prompt: &'a str,
 }
 
-impl From<&Sampling> for AskedLength {
-    fn from(sampling: &Sampling) -> Self {
-        Self { tokens: sampling.max_tokens, field: sampling.length_field }
+impl<'a> AskedLength<'a> {
+    pub(crate) fn of(sampling: &Sampling, prompt: &'a str) -> Self {
+        Self { tokens: sampling.max_tokens, field: sampling.length_field, prompt }
     }
 }
 
@@ -86,7 +89,8 @@ pub(crate) async fn prepare(
     let (bad_words, wanted) = (request.sampling.bad_words.clone(), WantedForm::of(&prompt, request.structure.clone()));
     let model = model.clone();
     let read = move || {
-        let prompts = encode_all(&model.text, prompt, now).map_err(|error| beside_context(error, &model))?;
+        let prompts = encode_all((&model.name, &model.text), prompt, now);
+        let prompts = prompts.map_err(|error| beside_context(error, &model))?;
         let bad_words = spell_bad_words(&model.text.tokenizer, &bad_words)?;
         let first = prompts.first().map_or(&[][..], |prompt| &prompt.tokens);
         let form = wanted.after(&model, first).map(|form| (form, wanted, model.text_side()));
@@ -115,18 +119,18 @@ pub(crate) async fn encode(
     model: &ServedModel,
     prompt: Prompt,
 ) -> Result<Vec<EncodedPrompt>, ApiError> {
-    encode_text(state, &model.text, prompt).await.map_err(|error| beside_context(error, model))
+    encode_text(state, (&model.name, &model.text), prompt).await.map_err(|error| beside_context(error, model))
 }
 
 /// The same, for a model of which only the text side is here.
 pub(crate) async fn encode_text(
     state: &AppState,
-    text: &Arc<TextModel>,
+    (model, text): (&str, &Arc<TextModel>),
     prompt: Prompt,
 ) -> Result<Vec<EncodedPrompt>, ApiError> {
-    let text = Arc::clone(text);
+    let (model, text) = (model.to_owned(), Arc::clone(text));
     let now = state.clock().wall();
-    state.text_work().run(move || encode_all(&text, prompt, now)).await
+    state.text_work().run(move || encode_all((&model, &text), prompt, now)).await
 }
 
 /// A text that is too long to be counted in tokens is refused with both numbers too: its bytes, and the model's tokens.
@@ -134,18 +138,27 @@ fn beside_context(error: ApiError, model: &ServedModel) -> ApiError {
     if error.kind() != ErrorKind::ContextLengthExceeded {
         return error;
     }
-    let message = format!("{} This model's context length is {} tokens.", error.message(), model.max_model_len);
-    ApiError::new(error.kind(), message)
+    error.also(&format!("This model's context length is {} tokens.", model.max_model_len))
 }
 
-fn encode_all(text: &TextModel, prompt: Prompt, now: Duration) -> Result<Vec<EncodedPrompt>, ApiError> {
+fn encode_all(
+    (model, text): (&str, &TextModel),
+    prompt: Prompt,
+    now: Duration,
+) -> Result<Vec<EncodedPrompt>, ApiError> {
+    let names = prompt.names();
     match prompt {
-        Prompt::Chat(chat) => Ok(vec![encode_chat(text, &chat, now)?]),
+        Prompt::Chat(chat) => Ok(vec![encode_chat((model, text), &chat, now)?]),
         Prompt::Completions { prompts, add_special_tokens } => {
             let add = if add_special_tokens { AddSpecialTokens::Yes } else { AddSpecialTokens::No };
-            prompts.into_iter().map(|prompt| encode_completion(text, prompt, add)).collect()
+            prompts.into_iter().zip(names).map(|prompt| encode_completion(text, prompt, add)).collect()
         }
     }
+}
+
+/// A text that is too long to be counted in tokens is the prompt.
+fn naming(prompt: &str, error: ApiError) -> ApiError {
+    if error.kind() == ErrorKind::ContextLengthExceeded { error.param(prompt) } else { error }
 }
 
 fn spell_bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<TokenId>>, ApiError> {
@@ -164,7 +177,7 @@ fn written_bad_word(word: &str) -> Vec<String> {
     }
 }
 
-fn encode_chat(text: &TextModel, chat: &ChatPrompt, now: Duration) -> Result<EncodedPrompt, ApiError> {
+fn encode_chat((model, text): (&str, &TextModel), chat: &ChatPrompt, now: Duration) -> Result<EncodedPrompt, ApiError> {
     let template = text.chat_template()?;
     let source = template.source().unwrap_or_default();
     let developer =
@@ -184,8 +197,18 @@ fn encode_chat(text: &TextModel, chat: &ChatPrompt, now: Duration) -> Result<Enc
         variables: &variables,
         now,
     };
-    let tokens = PromptEncoder::new(&text.tokenizer, template).encode(&prompt)?;
-    Ok(EncodedPrompt { tokens, written: None })
+    let tokens = PromptEncoder::new(&text.tokenizer, template).encode(&prompt);
+    let tokens = tokens.map_err(|error| not_encoded(model, chat, error))?;
+    Ok(EncodedPrompt { tokens, written: None, field: chat.field.to_owned() })
+}
+
+/// A template that serves others may break on what one request alone brings along, which is no fault of the model.
+fn not_encoded(model: &str, chat: &ChatPrompt, error: TextError) -> ApiError {
+    let at_fault = if matches!(error, TextError::TemplateBroken(_)) { chat.odd_field() } else { None };
+    match at_fault {
+        Some(field) => invalid(&field, error),
+        None => naming(chat.field, text_failed(model, error)),
+    }
 }
 
 /// What the caller wants the template to know, with the effort under the name that the template has for it.
@@ -208,36 +231,38 @@ fn template_variables(chat: &ChatPrompt, source: &str) -> Result<Map<String, Val
 
 fn encode_completion(
     text: &TextModel,
-    prompt: CompletionPrompt,
+    (prompt, field): (CompletionPrompt, String),
     add: AddSpecialTokens,
 ) -> Result<EncodedPrompt, ApiError> {
     match prompt {
-        CompletionPrompt::Tokens(tokens) => Ok(EncodedPrompt { tokens, written: None }),
+        CompletionPrompt::Tokens(tokens) => Ok(EncodedPrompt { tokens, written: None, field }),
         CompletionPrompt::Text(written) => {
-            let tokens = text.tokenizer.encode(&written, add, SpecialTokens::Parse)?;
-            Ok(EncodedPrompt { tokens, written: Some(written) })
+            let tokens = text.tokenizer.encode(&written, add, SpecialTokens::Parse);
+            let tokens = tokens.map_err(|error| naming(&field, error.into()))?;
+            Ok(EncodedPrompt { tokens, written: Some(written), field })
         }
     }
 }
 
 /// What makes a request impossible and is known before its prompt is read.
 pub(crate) fn check_unread(prompt: &Prompt, request: &GenerateRequest, model: &ServedModel) -> Result<(), ApiError> {
-    let asked = AskedLength::from(&request.sampling);
+    let names = prompt.names();
     let prompts = match prompt {
         Prompt::Completions { prompts, .. } => prompts.as_slice(),
         Prompt::Chat(_) => &[],
     };
-    let counted = prompts.iter().filter_map(|prompt| match prompt {
-        CompletionPrompt::Tokens(tokens) => Some(tokens),
+    let counted = names.iter().zip(prompts).filter_map(|(name, prompt)| match prompt {
+        CompletionPrompt::Tokens(tokens) => Some((name.as_str(), tokens.as_slice())),
         CompletionPrompt::Text(_) => None,
     });
-    check_ids(request, counted.clone().flatten(), model)?;
-    for tokens in counted {
-        room_for_answer(model, tokens.len(), asked)?;
+    check_ids(request, counted.clone(), model)?;
+    for (name, tokens) in counted {
+        room_for_answer(model, tokens.len(), AskedLength::of(&request.sampling, name))?;
     }
-    match asked.tokens {
+    let (longest, field) = (model.max_model_len, request.sampling.length_field);
+    match request.sampling.max_tokens {
         // A prompt is one token at least.
-        Some(tokens) if tokens as usize >= model.max_model_len => Err(answer_overflow(model, tokens, asked.field)),
+        Some(tokens) if tokens as usize >= longest => Err(answer_overflow(longest, tokens, field)),
         _ => Ok(()),
     }
 }
@@ -248,12 +273,12 @@ pub(crate) fn check_token_ids(
     prompts: &[EncodedPrompt],
     model: &ServedModel,
 ) -> Result<(), ApiError> {
-    check_ids(request, prompts.iter().flat_map(|prompt| &prompt.tokens), model)
+    check_ids(request, prompts.iter().map(|prompt| (prompt.field.as_str(), prompt.tokens.as_slice())), model)
 }
 
 fn check_ids<'a>(
     request: &GenerateRequest,
-    mut of_prompts: impl Iterator<Item = &'a TokenId>,
+    mut prompts: impl Iterator<Item = (&'a str, &'a [TokenId])>,
     model: &ServedModel,
 ) -> Result<(), ApiError> {
     let Sampling { logit_bias, stop_token_ids, .. } = &request.sampling;
@@ -267,49 +292,122 @@ fn check_ids<'a>(
     if let Some(id) = stop_token_ids.iter().find(|id| !known(**id)) {
         return Err(outside("stop_token_ids", *id));
     }
-    match of_prompts.find(|id| !known(**id)) {
-        Some(id) => Err(outside("prompt", *id)),
+    match prompts.find_map(|(name, tokens)| Some((name, tokens.iter().find(|id| !known(**id))?))) {
+        Some((name, id)) => Err(outside(name, *id)),
         None => Ok(()),
     }
 }
 
 /// How many tokens may be generated after a prompt of this length: what the caller asked for if that fits, else an
 /// error with both numbers. Without an ask, all the room there is.
-pub(crate) fn room_for_answer(model: &ServedModel, prompt_tokens: usize, asked: AskedLength) -> Result<u32, ApiError> {
+pub(crate) fn room_for_answer(
+    model: &ServedModel,
+    prompt_tokens: usize,
+    asked: AskedLength<'_>,
+) -> Result<u32, ApiError> {
     if prompt_tokens == 0 {
-        return Err(invalid("prompt", "holds no token"));
+        return Err(invalid(asked.prompt, "holds no token"));
     }
-    let room = model.max_model_len.saturating_sub(prompt_tokens);
-    match asked.tokens {
-        Some(asked) if asked as usize <= room => Ok(asked),
-        None if room > 0 => Ok(u32::try_from(room).unwrap_or(u32::MAX)),
+    // No room is enough for an answer of nothing, yet not for a prompt that is too long by itself.
+    let room = model.max_model_len.checked_sub(prompt_tokens);
+    match (room, asked.tokens) {
+        (Some(room), Some(tokens)) if tokens as usize <= room => Ok(tokens),
+        (Some(room @ 1..), None) => Ok(u32::try_from(room).unwrap_or(u32::MAX)),
         _ => Err(context_overflow(model.max_model_len, prompt_tokens, asked)),
     }
 }
 
-pub(crate) fn context_overflow(max_model_len: usize, prompt_tokens: usize, asked: AskedLength) -> ApiError {
-    let (tokens, field) = (asked.tokens.unwrap_or(1) as usize, asked.field.as_str());
-    let or_less = if prompt_tokens < max_model_len { format!(" or lower `{field}`") } else { String::new() };
+pub(crate) fn context_overflow(max_model_len: usize, prompt_tokens: usize, asked: AskedLength<'_>) -> ApiError {
+    let bound = format!("This model's context length is {max_model_len} tokens");
+    overflow((&bound, max_model_len), prompt_tokens, asked)
+}
+
+/// Prompt and answer are more than `most` tokens together, which is what `bound` says. At fault is the prompt where no answer
+/// is short enough.
+pub(crate) fn overflow((bound, most): (&str, usize), prompt_tokens: usize, asked: AskedLength<'_>) -> ApiError {
+    let (prompt, field) = (asked.prompt, asked.field.as_str());
+    if prompt_tokens >= most {
+        let no_room = if prompt_tokens == most { ", which leaves none for the answer" } else { "" };
+        let message = format!("{bound}, and `{prompt}` has {prompt_tokens}{no_room}. Shorten it.");
+        return ApiError::new(ErrorKind::ContextLengthExceeded, message).param(prompt);
+    }
+    let tokens = asked.tokens.unwrap_or(1) as usize;
     let message = format!(
-        "This model's context length is {max_model_len} tokens, and you asked for {} tokens: {prompt_tokens} in the \
-         prompt and {tokens} for the answer. Shorten the prompt{or_less}.",
+        "{bound}, and you asked for {} tokens: {prompt_tokens} in the prompt and {tokens} for the answer. Shorten the \
+         prompt or lower `{field}`.",
         prompt_tokens.saturating_add(tokens),
     );
     ApiError::new(ErrorKind::ContextLengthExceeded, message).param(field)
 }
 
-fn answer_overflow(model: &ServedModel, tokens: u32, field: LengthField) -> ApiError {
-    let (most, field) = (model.max_model_len, field.as_str());
+/// Whatever the prompt is, this answer does not fit.
+pub(crate) fn answer_overflow(max_model_len: usize, tokens: u32, field: LengthField) -> ApiError {
+    let field = field.as_str();
     let message = format!(
-        "This model's context length is {most} tokens, and you asked for {tokens} tokens for the answer alone. Lower \
-         `{field}`."
+        "This model's context length is {max_model_len} tokens, and you asked for {tokens} tokens for the answer alone. \
+         Lower `{field}`."
     );
     ApiError::new(ErrorKind::ContextLengthExceeded, message).param(field)
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::api::fields::{Reader, UnknownFields};
+    use crate::api::wire::chat::read_chat;
+    use crate::api::wire::request::{ReadRequest, RequestBounds};
+    use crate::api::wire::responses::read_response;
+
+    const LLAMA: &str = include_str!("../../tests/goldens/templates/llama3.jinja");
+    /// Of a family whose calls are lists of words.
+    const BY_WORD: &str = "{% for message in messages %}{% if 'tool_calls' in message %}{% for call in message.tool_calls %}\
+                           {% for key, value in call.function.arguments | items %}{{ key }}{% endfor %}\
+                           {% endfor %}{% endif %}{% endfor %}";
+    const BROKEN: &str = "{{ no_function() }}";
+
+    /// What the template makes of it, as a kind of error and the field that is named.
+    fn told(template: &str, read: ReadRequest) -> (ErrorKind, Option<String>) {
+        let read_file = |name: &str| Ok((name == "chat_template.jinja").then(|| template.as_bytes().to_vec()));
+        let text = TextModel::load(read_file).unwrap();
+        let error = encode_all(("m", &text), read.prompt, Duration::ZERO).unwrap_err();
+        (error.kind(), error.body()["error"]["param"].as_str().map(str::to_owned))
+    }
+
+    fn chat(extra: &[(&str, Value)]) -> ReadRequest {
+        let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+        extra.iter().for_each(|(name, value)| body[*name] = value.clone());
+        read_chat(body, Reader::new(UnknownFields::Error), &RequestBounds::default()).unwrap()
+    }
+
+    fn messages_with(arguments: &str) -> Value {
+        let call = |arguments: &str| json!({"id": "c", "function": {"name": "f", "arguments": arguments}});
+        let turn = |calls: Value| json!({"role": "assistant", "tool_calls": calls});
+        json!([{"role": "user", "content": "hi"}, turn(json!([call("{}")])), turn(json!([call("{}"), call(arguments)]))])
+    }
+
+    #[test]
+    fn what_a_template_breaks_on_is_named_where_a_request_brought_it() {
+        let refused = |param: &str| (ErrorKind::InvalidValue, Some(param.to_owned()));
+        let odd = chat(&[("chat_template_kwargs", json!({"builtin_tools": 5}))]);
+        assert_eq!(told(LLAMA, odd), refused("chat_template_kwargs"));
+        let odd = chat(&[("messages", messages_with("no"))]);
+        assert_eq!(told(BY_WORD, odd), refused("messages[2].tool_calls[1].function.arguments"));
+        let odd = chat(&[("messages", messages_with("[1]"))]);
+        assert_eq!(told(BROKEN, odd), refused("messages[2].tool_calls[1].function.arguments"));
+        let call = json!({"type": "function_call", "call_id": "c", "name": "f", "arguments": "no"});
+        let body = json!({"model": "m", "input": [call]});
+        let read = read_response(body, Reader::new(UnknownFields::Error), &RequestBounds::default()).unwrap();
+        assert_eq!(told(BY_WORD, read.request), refused("input"));
+    }
+
+    #[test]
+    fn a_template_that_breaks_on_anything_is_the_models_own_fault() {
+        for read in [chat(&[]), chat(&[("messages", messages_with("{}"))])] {
+            assert_eq!(told(BROKEN, read), (ErrorKind::Internal, None));
+        }
+    }
 
     #[test]
     fn a_bad_word_is_one_at_the_start_of_a_text_and_after_a_space() {

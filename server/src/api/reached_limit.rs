@@ -24,6 +24,9 @@ pub(crate) struct ReachedLimit {
     /// When the ask would fit, exactly; `Retry-After` is a little later for each in its own way. `None`: nobody needs
     /// to wait for it.
     retry_after_seconds: Option<f64>,
+    /// Whether `asked` grows with the prompt.
+    #[serde(skip)]
+    pub(crate) counts_prompts: bool,
 }
 
 impl From<&Refusal> for ReachedLimit {
@@ -44,6 +47,7 @@ impl From<&Refusal> for ReachedLimit {
                 Retry::After(wait) => Some(wait.as_secs_f64()),
                 Retry::Spent | Retry::Never => None,
             },
+            counts_prompts: limit.counts_prompts(),
         }
     }
 }

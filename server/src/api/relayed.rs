@@ -22,6 +22,8 @@ pub(crate) struct RelayedChoice {
     /// client's answer is known to be whole, or not.
     relay: Option<Relay>,
     is_over: bool,
+    /// Nothing of it has been given to anybody.
+    is_unread: bool,
     reader: ChoiceReader,
     meter: PromptMeter,
     sent: Sent,
@@ -89,7 +91,8 @@ impl RelayedChoice {
         (reader, first): (ChoiceReader, Chunk),
         (meter, sent): (PromptMeter, Sent),
     ) -> Self {
-        let mut choice = Self { relay: Some(relay), is_over: false, reader, meter, sent, pending: VecDeque::new() };
+        let mut choice =
+            Self { relay: Some(relay), is_over: false, is_unread: true, reader, meter, sent, pending: VecDeque::new() };
         choice.take(first);
         choice
     }
@@ -114,6 +117,7 @@ impl RelayedChoice {
             return Err(unwritten.into());
         }
         let piece = self.pending.pop_front();
+        self.is_unread = false;
         if matches!(&piece, Some(Delta::Text(part)) if !part.text.is_empty()) {
             self.meter.token(0);
         }
@@ -177,8 +181,8 @@ impl RelayedChoice {
     pub(crate) fn fall_with(&mut self, error: &ApiError) {
         if let Some(relay) = self.relay.as_mut().filter(|_| error.is_our_fault()) {
             match self.sent {
-                Sent::AtTheEnd => relay.make_free(),
-                Sent::AsItComes => relay.end(EntryEnd::Failed),
+                Sent::AsItComes if !self.is_unread => relay.end(EntryEnd::Failed),
+                Sent::AtTheEnd | Sent::AsItComes => relay.make_free(),
             }
         }
         self.settle();

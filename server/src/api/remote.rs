@@ -9,7 +9,7 @@ use super::errors::ApiError;
 use super::fields::{invalid, unsupported};
 use super::generate::{Admitted, RequestContext, ServedAs, charge_to, saturating_u32};
 use super::launch::{Launch, LivePrompt, UpstreamJob};
-use super::prepare::{context_overflow, encode_text};
+use super::prepare::{AskedLength, EncodedPrompt, answer_overflow, context_overflow, encode_text};
 use super::relayed::{PromptCount, Sent};
 use super::reserve::{Patience, reserve_with, withdraw_all};
 use super::routes::require;
@@ -44,6 +44,8 @@ pub struct RemoteModel {
 
 /// One prompt of a request, measured.
 struct Measured {
+    /// What the caller calls it.
+    field: String,
     /// `None` for a conversation, which is in the body as it is.
     prompt: Option<CompletionPrompt>,
     count: PromptCount,
@@ -76,12 +78,14 @@ pub(crate) async fn admit_remote(
     (prompt, request): (Prompt, GenerateRequest),
     outgoing: Outgoing,
 ) -> Result<Admitted, ApiError> {
+    let ends_at = context.ends_at(state);
     let RequestContext { caller, place, arrived, scope, origin, shadow: _ } = context;
     state.readiness().admit()?;
     require(&caller, scope)?;
     check_output(&request.output)?;
     if request.choices != Choices::ONE {
-        return Err(unsupported("n", "another server runs this model and is asked for one answer"));
+        let field = request.choices.field();
+        return Err(unsupported(field, "another server runs this model and is asked for one answer"));
     }
     let kind = match &prompt {
         Prompt::Chat(_) => AnswerKind::Chat,
@@ -95,11 +99,11 @@ pub(crate) async fn admit_remote(
     let billing = Billing::of(state, (&model.name, None), (origin, NonZeroU32::MIN), told);
     let prompts = admission.start_all(&serving, tickets, arrived).await?;
     let served_as = ServedAs { model: model.name.clone(), fingerprint: None, tier: None, billing };
-    Ok(Admitted::new((prompts, Choices::ONE), served_as, (arrived, place)))
+    Ok(Admitted::new((prompts, Choices::ONE), served_as, (ends_at, place)))
 }
 
 /// What only an engine of our own can show.
-fn check_output(output: &Output) -> Result<(), ApiError> {
+pub(super) fn check_output(output: &Output) -> Result<(), ApiError> {
     let shown = [
         (output.return_token_ids, "return_token_ids"),
         (output.prompt_logprobs.is_some(), "prompt_logprobs"),
@@ -116,20 +120,22 @@ fn check_output(output: &Output) -> Result<(), ApiError> {
 impl Admission<'_> {
     async fn measure_all(&self, prompt: Prompt) -> Result<Vec<Measured>, ApiError> {
         let salt = &self.state.config().prefix_sharing.salt(&self.caller.account.path, None);
+        let names = prompt.names();
         let prompts = match prompt {
             Prompt::Chat(_) => vec![None],
             Prompt::Completions { ref prompts, .. } => prompts.iter().cloned().map(Some).collect(),
         };
         if let Some(text) = &self.model.text {
-            let encoded = encode_text(self.state, text, prompt).await?;
+            let encoded = encode_text(self.state, (&self.model.name, text), prompt).await?;
             let measured = prompts.into_iter().zip(encoded).map(|(prompt, encoded)| {
-                let at_most = saturating_u32(encoded.tokens.len());
-                let hint = PrefixHint::of(&encoded.tokens, salt);
-                Measured { prompt, count: PromptCount::Exact(at_most), at_most, hint }
+                let EncodedPrompt { tokens, field, .. } = encoded;
+                let at_most = saturating_u32(tokens.len());
+                let hint = PrefixHint::of(&tokens, salt);
+                Measured { field, prompt, count: PromptCount::Exact(at_most), at_most, hint }
             });
             return Ok(measured.collect());
         }
-        let measure = |prompt: Option<CompletionPrompt>| {
+        let measure = |(prompt, field): (Option<CompletionPrompt>, String)| {
             let (count, at_most, hint) = match &prompt {
                 Some(CompletionPrompt::Tokens(tokens)) => {
                     let tokens_here = saturating_u32(tokens.len());
@@ -138,9 +144,9 @@ impl Admission<'_> {
                 Some(CompletionPrompt::Text(text)) => uncounted(text, TOKENIZER_TOKENS, salt),
                 None => uncounted(&self.outgoing.conversation(), TEMPLATE_TOKENS, salt),
             };
-            Measured { prompt, count, at_most, hint }
+            Measured { field, prompt, count, at_most, hint }
         };
-        Ok(prompts.into_iter().map(measure).collect())
+        Ok(prompts.into_iter().zip(names).map(measure).collect())
     }
 
     async fn reserve_all(&self, prompts: Vec<Measured>, scope: Scope) -> Result<Vec<Ticket>, ApiError> {
@@ -160,6 +166,7 @@ impl Admission<'_> {
                     let ask = Ask { class, attribution, ..ask };
                     let patience = patience.after(tickets.len());
                     let reserved = reserve_with(patience, self.state, self.caller, &ask).await;
+                    let reserved = reserved.map_err(|refusal| measured.say_how_counted(refusal));
                     reserved.map(|reservation| (max_tokens, reservation))
                 }
                 Err(error) => Err(error),
@@ -187,22 +194,32 @@ impl Admission<'_> {
 
     /// An upstream cannot be told to go on: what it may generate at most is reserved before it begins.
     fn bound(&self, measured: &Measured, longest: u32) -> Result<u32, ApiError> {
-        let room = match (self.model.max_model_len, measured.count) {
-            (Some(longest), PromptCount::Exact(tokens)) => saturating_u32(longest.saturating_sub(tokens as usize)),
-            (Some(longest), PromptCount::Estimated { .. }) => saturating_u32(longest),
-            (None, _) => u32::MAX,
-        };
         if measured.count == PromptCount::Exact(0) {
-            return Err(invalid("prompt", "holds no token"));
+            return Err(invalid(&measured.field, "holds no token"));
         }
-        let unstated = self.model.default_max_tokens.min(self.room_unstated(measured)).min(room).min(longest);
-        match self.request.sampling.max_tokens {
-            Some(asked) if asked <= room => Ok(asked),
-            None if room > 0 => Ok(unstated),
-            _ => {
-                let (longest, asked) = (self.model.max_model_len.unwrap_or(usize::MAX), &self.request.sampling);
-                Err(context_overflow(longest, measured.at_most as usize, asked.into()))
+        match (self.room(measured), self.request.sampling.max_tokens) {
+            (Some(room), Some(asked)) if asked <= room => Ok(asked),
+            (Some(room @ 1..), None) => {
+                Ok(self.model.default_max_tokens.min(self.room_unstated(measured)).min(room).min(longest))
             }
+            _ => Err(self.overflow(measured)),
+        }
+    }
+
+    /// What the prompt surely leaves of the context; `None`: it does not fit.
+    fn room(&self, measured: &Measured) -> Option<u32> {
+        let Some(longest) = self.model.max_model_len else { return Some(u32::MAX) };
+        let counted = measured.count.exact().unwrap_or(0);
+        longest.checked_sub(counted as usize).map(saturating_u32)
+    }
+
+    fn overflow(&self, measured: &Measured) -> ApiError {
+        let longest = self.model.max_model_len.unwrap_or(usize::MAX);
+        let asked = AskedLength::of(&self.request.sampling, &measured.field);
+        match (measured.count, asked.tokens) {
+            // How long the prompt is, nobody here knows.
+            (PromptCount::Estimated { .. }, Some(tokens)) => answer_overflow(longest, tokens, asked.field),
+            _ => context_overflow(longest, measured.at_most as usize, asked),
         }
     }
 
@@ -229,7 +246,7 @@ impl Admission<'_> {
         tickets: Vec<Ticket>,
         arrived: Duration,
     ) -> Result<Vec<LivePrompt>, ApiError> {
-        let mut prompts = Vec::with_capacity(tickets.len());
+        let mut prompts: Vec<LivePrompt> = Vec::with_capacity(tickets.len());
         let mut tickets = tickets.into_iter();
         while let Some(Ticket { job, hint, reservation }) = tickets.next() {
             let launch = Launch {
@@ -245,11 +262,25 @@ impl Admission<'_> {
                 Ok(prompt) => prompts.push(prompt),
                 Err(error) => {
                     withdraw_all(tickets.map(|ticket| ticket.reservation));
+                    prompts.iter_mut().for_each(|prompt| prompt.fail(&error));
                     return Err(error);
                 }
             }
         }
         Ok(prompts)
+    }
+}
+
+impl Measured {
+    /// Whoever reads what was asked of a limit may not find so many tokens in the prompt.
+    fn say_how_counted(&self, refusal: ApiError) -> ApiError {
+        match self.count {
+            PromptCount::Exact(_) => refusal,
+            PromptCount::Estimated { .. } => refusal.also_of_prompts(
+                "The prompt is not counted here, so this is what it can be at most; with a `tokenizer` for the upstream it is \
+                 counted.",
+            ),
+        }
     }
 }
 

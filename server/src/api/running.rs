@@ -11,6 +11,7 @@ use super::generate::saturating_u32;
 use super::meter::PromptMeter;
 use super::ranking::Ranking;
 use super::shadow::AnswerRecorder;
+use super::wire::request::Output;
 use crate::gateway::Generation;
 use crate::gateway::journal::JournalUnavailable;
 
@@ -49,6 +50,15 @@ pub(crate) struct RunningPrompt {
     recorder: Option<AnswerRecorder>,
     /// Once over.
     settled: Option<Usage>,
+    /// Nothing of it has been given to anybody.
+    is_unread: bool,
+}
+
+impl SettleAt {
+    /// Prompts of a list that is answered as a whole stand or fall together.
+    pub(crate) fn of(num_prompts: usize, output: &Output) -> Self {
+        if num_prompts > 1 && output.stream.is_none() { Self::Told } else { Self::LastToken }
+    }
 }
 
 impl RunningPrompt {
@@ -59,8 +69,18 @@ impl RunningPrompt {
             at_start.filter_map(|(index, delta)| Some(ChoiceDelta { index, delta: delta? })).collect();
         let (num_open, pending) = (writers.len(), VecDeque::new());
         let generation = Some(generation);
-        let mut prompt =
-            Self { generation, writers, num_open, ranking, meter, pending, settle_at, recorder, settled: None };
+        let mut prompt = Self {
+            generation,
+            writers,
+            num_open,
+            ranking,
+            meter,
+            pending,
+            settle_at,
+            recorder,
+            settled: None,
+            is_unread: true,
+        };
         prompt.show(at_start);
         prompt
     }
@@ -76,6 +96,7 @@ impl RunningPrompt {
             self.take(event)?;
         }
         let piece = self.pending.pop_front();
+        self.is_unread = false;
         if let Some(ChoiceDelta { index, delta: Delta::Text(part) }) = &piece
             && !part.token_ids.is_empty()
         {
@@ -197,12 +218,11 @@ impl RunningPrompt {
         }
     }
 
-    /// The answer that this is a part of ends with `error`. Parts that stand or fall together are free where the server
-    /// fails.
+    /// The answer that this is a part of ends with `error`. Where the server fails, parts that stand or fall together are
+    /// free, and so is what nobody has got anything of.
     pub(crate) fn fail(&mut self, error: &ApiError) {
-        if let (SettleAt::Told, Some(generation)) = (self.settle_at, &mut self.generation)
-            && error.is_our_fault()
-        {
+        let comes_to_nobody = self.settle_at == SettleAt::Told || self.is_unread;
+        if let Some(generation) = self.generation.as_mut().filter(|_| comes_to_nobody && error.is_our_fault()) {
             generation.make_free();
         }
     }

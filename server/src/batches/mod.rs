@@ -15,6 +15,7 @@ mod disk;
 mod id;
 mod input;
 mod journal;
+mod orphans;
 mod record;
 mod store;
 
@@ -24,6 +25,9 @@ pub use input::{BatchLine, read_input};
 pub use journal::{Journal, Outcome};
 pub use record::{Batch, BatchStatus, Counts, Ending, Endpoint, LineError, Purpose, StoredFile};
 pub use store::{BatchBounds, BatchError, BatchStore, Upload};
+
+/// How the name of a record begins that is being written.
+const UNFINISHED: &str = ".tmp";
 
 #[cfg(test)]
 mod tests;

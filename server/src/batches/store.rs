@@ -12,7 +12,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::journal::{self, Journal};
-use super::{Batch, BatchId, BatchStatus, Counts, Disk, Ending, FileId, Purpose, StoredFile, SystemDisk};
+use super::{Batch, BatchId, BatchStatus, Counts, Disk, Ending, FileId, Purpose, StoredFile, SystemDisk, orphans};
+use crate::durable;
 
 /// Bounds on what is kept.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +26,8 @@ pub struct BatchBounds {
     pub max_files: usize,
     /// Batches of one account that are not over.
     pub max_batches: usize,
+    /// Batches of one account that are over; the oldest of more are forgotten. Their files are not.
+    pub max_ended: usize,
     /// Requests of one batch.
     pub max_requests: usize,
     /// Requests of one batch that run at the same time.
@@ -38,6 +41,7 @@ impl Default for BatchBounds {
             max_stored_bytes: 4 << 30,
             max_files: 256,
             max_batches: 16,
+            max_ended: 1000,
             max_requests: 10_000,
             max_running_requests: 8,
         }
@@ -69,6 +73,15 @@ pub enum BatchError {
 }
 
 impl BatchError {
+    /// What was to be read is not there.
+    pub fn is_for_want_of_the_file(&self) -> bool {
+        match self {
+            Self::NoFile => true,
+            Self::Disk(error) => error.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
     /// Of the disk, or left to this user of it: another time may be better.
     pub fn is_for_want_of_room(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
@@ -122,13 +135,25 @@ impl BatchStore {
         let batches = batches.into_iter().map(|batch| (batch.id.clone(), batch)).collect();
         let index = Mutex::new(Index { files, batches });
         let store = Self { disk, files_folder, batches_folder, bounds, index };
-        for id in ending {
+        for id in &ending {
             // It stays as it is, and whoever runs batches tries again.
-            if let Err(error) = store.end(&id) {
+            if let Err(error) = store.end(id) {
                 tracing::error!(batch = %id, %error, "a batch that was over could not be ended");
             }
         }
+        store.clear_orphans()?;
         Ok(store)
+    }
+
+    fn clear_orphans(&self) -> io::Result<()> {
+        for folder in [&self.files_folder, &self.batches_folder] {
+            orphans::clear_unfinished(folder)?;
+        }
+        let index = self.index();
+        let ending =
+            index.batches.values().filter(|batch| !batch.status.is_over()).filter_map(|batch| batch.ending.as_ref());
+        let to_be = ending.flat_map(|ending| [&ending.output, &ending.errors]).flatten().cloned().collect();
+        orphans::clear_contents(&self.files_folder, &to_be)
     }
 
     pub fn bounds(&self) -> &BatchBounds {
@@ -185,6 +210,10 @@ impl BatchStore {
         Ok(fs::read(self.content_path(&file.id))?)
     }
 
+    pub fn open_content(&self, file: &StoredFile) -> Result<File, BatchError> {
+        Ok(File::open(self.content_path(&file.id))?)
+    }
+
     pub fn delete_file(&self, owner: &str, id: &str) -> Result<FileId, BatchError> {
         let file = self.file(owner, id)?;
         let mut index = self.index();
@@ -201,13 +230,32 @@ impl BatchStore {
     pub fn add_batch(&self, mut batch: Batch) -> Result<Batch, BatchError> {
         let mut index = self.index();
         batch.serial = index.next_serial();
+        // Looked at before, but whoever deletes it may have been faster.
+        if !index.files.contains_key(&batch.input_file_id) {
+            return Err(BatchError::NoFile);
+        }
         let open = index.batches.values().filter(|other| other.owner == batch.owner && !other.status.is_over());
         if open.count() >= self.bounds.max_batches {
             return Err(BatchError::TooManyBatches(self.bounds.max_batches));
         }
         self.write_record(&self.batches_folder, batch.id.as_str(), &batch)?;
         index.batches.insert(batch.id.clone(), batch.clone());
+        if let Err(error) = self.forget_oldest(&mut index, &batch.owner) {
+            tracing::warn!(%error, "batches that are over could not be removed");
+        }
         Ok(batch)
+    }
+
+    fn forget_oldest(&self, index: &mut Index, owner: &str) -> io::Result<()> {
+        let ended = index.batches.values().filter(|batch| batch.owner == owner && batch.status.is_over());
+        let mut ended: Vec<_> = ended.map(|batch| (batch.created_at, batch.serial, batch.id.clone())).collect();
+        ended.sort_unstable();
+        let num_kept = ended.len().min(self.bounds.max_ended);
+        for (_, _, id) in ended.drain(..ended.len() - num_kept) {
+            unless_missing(fs::remove_file(self.batches_folder.join(format!("{id}.json"))))?;
+            index.batches.remove(&id);
+        }
+        Ok(())
     }
 
     /// Newest first.
@@ -315,7 +363,7 @@ impl BatchStore {
     ) -> Result<(), BatchError> {
         let Some(id) = id else { return Ok(unless_missing(fs::remove_file(path))?) };
         let content = self.content_path(id);
-        unless_missing(fs::rename(path, &content))?;
+        unless_missing(durable::rename(path, &content))?;
         let bytes = match fs::metadata(&content) {
             Ok(content) => content.len(),
             // An end that failed half way had made the file already, and its owner has deleted it since.
@@ -334,11 +382,11 @@ impl BatchStore {
     /// Whole or not at all: a reader after a crash finds the record before or the record after.
     fn write_record(&self, folder: &Path, id: &str, record: &impl Serialize) -> Result<(), BatchError> {
         let text = serde_json::to_vec(record).map_err(io::Error::other)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        let mut file = tempfile::Builder::new().prefix(super::UNFINISHED).tempfile_in(folder)?;
         self.disk.write(file.as_file_mut(), &text)?;
         file.as_file().sync_all()?;
         file.persist(folder.join(format!("{id}.json"))).map_err(|error| error.error)?;
-        Ok(())
+        Ok(durable::sync_folder(folder)?)
     }
 
     fn content_path(&self, id: &FileId) -> PathBuf {

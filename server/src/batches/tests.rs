@@ -261,6 +261,53 @@ fn an_upload_that_breaks_off_leaves_nothing() {
 }
 
 #[test]
+fn what_a_killed_process_left_half_written_is_gone_after_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = store(&folder);
+    let input = file(&first, "ada", b"x");
+    let mut upload = first.begin_upload("ada").unwrap();
+    upload.write(b"half").unwrap();
+    std::mem::forget(upload);
+    std::fs::write(folder.path().join("batches/.tmpQ3kz1a"), "{").unwrap();
+    let unreadable = FileId::random().unwrap();
+    for (kind, content) in [("json", "{"), ("data", "kept")] {
+        std::fs::write(folder.path().join(format!("files/{unreadable}.{kind}")), content).unwrap();
+    }
+    drop(first);
+    let second = store(&folder);
+    assert_eq!(second.files("ada"), std::slice::from_ref(&input));
+    assert_eq!(second.content(&input).unwrap(), b"x");
+    assert_eq!((num_files(&folder, "files"), num_files(&folder, "batches")), (4, 0), "what cannot be read is kept");
+}
+
+#[test]
+fn batches_that_are_over_are_forgotten_the_oldest_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let bounds = BatchBounds { max_ended: 2, ..BatchBounds::default() };
+    let store = BatchStore::open(folder.path(), bounds).unwrap();
+    let input = file(&store, "ada", b"x");
+    let ended = |_| {
+        let added = store.add_batch(batch(&input)).unwrap();
+        let journal = store.journal(&added.id, 0).unwrap();
+        store.finish(&added.id, &journal, BatchStatus::Completed, 9).unwrap().id
+    };
+    let ended: Vec<_> = (0..4).map(ended).collect();
+    let running = store.add_batch(batch(&input)).unwrap().id;
+    let kept = [&running, &ended[3], &ended[2]];
+    assert!(store.batches("ada").iter().map(|batch| &batch.id).eq(kept));
+    assert_eq!(num_files(&folder, "batches"), 3);
+}
+
+#[test]
+fn a_file_that_is_deleted_before_its_batch_is_made_makes_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let input = file(&store, "ada", b"x");
+    store.delete_file("ada", input.id.as_str()).unwrap();
+    assert!(matches!(store.add_batch(batch(&input)), Err(BatchError::NoFile)));
+}
+
+#[test]
 fn a_broken_record_is_left_out_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     drop(store(&folder));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use passerelle::config::{ByteSize, Config, EngineConfig, Environment, ModelConfig, Period, WrittenModel};
+use passerelle::gateway::tariff::WrittenTariff;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{Engine, EngineParts, StepTurns};
 use passerelle_models::StoredDtype;
@@ -188,7 +189,7 @@ impl BenchArgs {
             let load = self.workload(self.largest_batch()?);
             let taken = self.tariff.band_starts(bench.longest).into_iter().map(|start| bench.reference(start, load));
             let taken = taken.collect::<Result<Vec<_>>>()?;
-            return output::line(toml::to_string(&self.tariff.written(&report, &taken, factor)?)?.trim_end());
+            return print_tariff(&self.tariff.written(&report, &taken, factor)?, self.output);
         }
         if self.output.json { output::json(&report) } else { print_profiles(&report) }
     }
@@ -388,6 +389,11 @@ fn print_row(row: &Row) -> Result<()> {
         row.decode_limit_tokens_per_s,
         row.decode_share_of_limit * 100.0
     ))
+}
+
+/// As `ledger.tariff` reads it, or for scripts.
+fn print_tariff(tariff: &WrittenTariff, output: OutputArgs) -> Result<()> {
+    if output.json { output::json(tariff) } else { output::line(toml::to_string(tariff)?.trim_end()) }
 }
 
 fn print_profiles(report: &Report) -> Result<()> {

@@ -31,7 +31,8 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "SOURCE", conflicts_with = "url")]
     model: Option<String>,
     /// An OpenAI-compatible server to talk to instead.
-    #[arg(long, value_name = "URL")]
+    // That server has loaded its model already.
+    #[arg(long, value_name = "URL", conflicts_with = "ModelArgs")]
     url: Option<String>,
     /// The model's name on that server [default: the first it lists].
     #[arg(long, value_name = "NAME", requires = "url")]

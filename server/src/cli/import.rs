@@ -2,8 +2,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use passerelle::hub::Wanted;
-use passerelle::trust::{Import, Imported, ImportedName, TrustedKeys};
+use passerelle::hub::{Wanted, is_gguf};
+use passerelle::trust::{CopiedSignature, Import, Imported, ImportedName, TrustedKeys};
 use passerelle_models::ModelDigest;
 use serde::Serialize;
 
@@ -53,9 +53,11 @@ impl ImportArgs {
         };
         let import = Import { data_dir: &config.server.data_dir, name, trust: trust.as_ref() };
         let source = Path::new(&self.source);
-        let ends_with = |ending: &str| source.extension().is_some_and(|extension| extension == ending);
         // What is not there is refused as what it is called.
-        let is_bundle = if source.exists() { source.is_file() && !ends_with("gguf") } else { ends_with("tar") };
+        let is_bundle = match source.exists() {
+            true => source.is_file() && !is_gguf(source),
+            false => source.extension().is_some_and(|extension| extension == "tar"),
+        };
         let imported = if is_bundle {
             watched("copying", |watch| import.bundle(source, watch))?
         } else {
@@ -66,11 +68,12 @@ impl ImportArgs {
     }
 
     fn say(&self, imported: &Imported, is_trusted: bool) -> Result<()> {
-        let Imported { path, digest, is_signed, num_mended } = imported;
-        let signature = match (is_signed, is_trusted) {
-            (false, _) => "none",
-            (true, false) => "kept, and not checked: no --trust was given",
-            (true, true) => "of a trusted key",
+        let Imported { path, digest, signature, num_mended } = imported;
+        let signature = match (signature, is_trusted) {
+            (CopiedSignature::None, _) => "none",
+            (CopiedSignature::Kept, false) => "kept, and not checked: no --trust was given",
+            (CopiedSignature::Kept, true) => "of a trusted key",
+            (CopiedSignature::Former, _) => "as it was: the source's was not checked, as no --trust was given",
         };
         if self.output.json {
             return output::json(&Said { path, digest: *digest, signature, files_mended: *num_mended });

@@ -93,3 +93,14 @@ fn help_shows_examples_for_every_command() {
 fn a_server_and_a_model_to_load_exclude_each_other() {
     parse("passerelle chat --url http://x --model y").expect_err("only one of them can answer");
 }
+
+#[test]
+fn how_a_model_is_loaded_is_not_asked_of_a_server_that_has_loaded_it() {
+    for option in ["--max-model-len 64", "--dtype f32", "--offline", "--data-dir x"] {
+        let line = format!("passerelle chat --url http://x {option}");
+        let message = parse(&line).expect_err(&line).to_string();
+        let (name, _) = option.split_once(' ').unwrap_or((option, ""));
+        assert!(message.contains("'--url <URL>' cannot be used with") && message.contains(name), "{message}");
+    }
+    parse("passerelle chat --url http://x --name y --temperature 0").expect("that server can be asked so");
+}

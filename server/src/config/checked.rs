@@ -155,6 +155,7 @@ pub struct BatchesConfig {
     pub max_stored: ByteSize,
     pub max_files: usize,
     pub max_batches: usize,
+    pub max_ended: usize,
     pub max_requests: usize,
     pub max_running_requests: usize,
 }
@@ -165,6 +166,9 @@ pub struct LogConfig {
     pub level: LogLevel,
     pub color: bool,
 }
+
+/// The key of the folder whose models come and go, for errors and warnings.
+pub const MODELS_DIR: &str = "server.models_dir (--models-dir)";
 
 /// The source, and the name, of the model compiled into the binary.
 pub const DEMO: &str = "demo";
@@ -248,7 +252,7 @@ fn check_server(written: WrittenServer, environment: &Environment) -> Result<Ser
         check_exists("server.api_key_file", file, Path::is_file)?;
     }
     if let Some(folder) = &written.models_dir {
-        check_exists("server.models_dir", folder, Path::is_dir)?;
+        check_exists(MODELS_DIR, folder, Path::is_dir)?;
     }
     let listen = written.listen.unwrap_or(Listen::DEFAULT);
     Ok(ServerConfig {
@@ -332,14 +336,22 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
     Ok(ApiConfig {
         unknown_fields: written.unknown_fields.unwrap_or_default(),
         max_body,
-        read_timeout: period(written.read_timeout, Duration::from_secs(30)),
+        read_timeout: some_period(
+            written.read_timeout,
+            Duration::from_secs(30),
+            ("api.read_timeout", "is over before any request has come"),
+        )?,
         request_timeout: some_period(
             written.request_timeout,
             Duration::from_secs(1800),
             ("api.request_timeout", "is over before any answer; it refuses every request"),
         )?,
         half_closed_timeout: period(written.half_closed_timeout, Duration::from_millis(5)),
-        stalled_reader_timeout: period(written.stalled_reader_timeout, Duration::from_secs(60)),
+        stalled_reader_timeout: some_period(
+            written.stalled_reader_timeout,
+            Duration::from_secs(60),
+            ("api.stalled_reader_timeout", "would cut every reader that is not ahead of its answer"),
+        )?,
         max_stop_strings: count(written.max_stop_strings, 16),
         max_stop_bytes: count(written.max_stop_bytes, 1024),
         max_stop_token_ids: count(written.max_stop_token_ids, 64),
@@ -353,7 +365,11 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         max_compared_models: count(written.max_compared_models, 4),
         max_concurrent_requests: count(written.max_concurrent_requests, 512),
         max_concurrent_encodes: count(written.max_concurrent_encodes, 4),
-        keep_alive: period(written.keep_alive, Duration::from_secs(10)),
+        keep_alive: some_period(
+            written.keep_alive,
+            Duration::from_secs(10),
+            ("api.keep_alive", "would stream comments without a pause"),
+        )?,
         max_pending_frames: count(written.max_pending_frames, 64),
         compress_above: written.compress_above.unwrap_or(ByteSize(16 << 10)),
         cors_origins: written.cors_origins.clone().unwrap_or_default(),
@@ -368,6 +384,7 @@ fn check_batches(written: &WrittenBatches) -> BatchesConfig {
         max_stored: written.max_stored.unwrap_or(ByteSize(4 << 30)),
         max_files: count(written.max_files, 256),
         max_batches: count(written.max_batches, 16),
+        max_ended: count(written.max_ended, 1000),
         max_requests: count(written.max_requests, 10_000),
         max_running_requests: count(written.max_running_requests, 8),
     }

@@ -28,7 +28,9 @@ mod upstreams;
 mod written;
 
 pub use aliases::{Aliases, check_targets};
-pub use checked::{ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, ServerConfig};
+pub use checked::{
+    ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, MODELS_DIR, ServerConfig,
+};
 pub use choices::{
     ActivationDtype, KvDtype, LogFormat, LogLevel, Numa, Reasoning, ToolCalls, UnknownFields, UpstreamKind,
     WeightDtype, WorkerPlace,

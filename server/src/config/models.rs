@@ -66,8 +66,9 @@ pub(super) fn check_models(written: Vec<WrittenModel>, engine: &EngineConfig) ->
     });
     let models: Vec<ModelConfig> = named.collect();
     check_names(&models)?;
-    for template in models.iter().filter_map(|model| model.chat_template.as_ref()) {
-        check_exists("chat_template", template, Path::is_file)?;
+    for ModelConfig { name, chat_template, .. } in &models {
+        let Some(template) = chat_template else { continue };
+        check_exists(&format!("models.chat_template of `{name}`"), template, Path::is_file)?;
     }
     Ok(models)
 }
@@ -76,7 +77,9 @@ pub(super) fn check_models(written: Vec<WrittenModel>, engine: &EngineConfig) ->
 fn check_names(models: &[ModelConfig]) -> Result<(), ConfigError> {
     let mut names = HashSet::new();
     for ModelConfig { name, .. } in models {
-        check_name(name)?;
+        if !fits_as_name(name) {
+            return Err(ConfigError::value("models.name", no_name(name, "NAME=SOURCE")));
+        }
         if !names.insert(name) {
             let problem = format!("two models are named `{name}`; give each its own with NAME=SOURCE");
             return Err(ConfigError::value("models.name", problem));
@@ -91,7 +94,7 @@ fn default_name(source: &str) -> &str {
     let is_path = source.starts_with(['.', '/']) || source.ends_with('/');
     let last = source.trim_end_matches('/').rsplit('/').next().unwrap_or(source);
     let last = if is_path { last } else { last.split_once('@').map_or(last, |(id, _)| id) };
-    last.strip_suffix(".gguf").unwrap_or(last)
+    [".gguf", ".GGUF"].iter().find_map(|ending| last.strip_suffix(ending)).unwrap_or(last)
 }
 
 pub(super) fn fits_as_name(name: &str) -> bool {
@@ -105,12 +108,7 @@ pub fn fits_as_checkpoint(name: &str) -> bool {
         .map_or_else(|| fits_as_name(name), |(name, revision)| fits_as_name(name) && fits_as_name(revision))
 }
 
-pub(super) fn check_name(name: &str) -> Result<(), ConfigError> {
-    if !fits_as_name(name) {
-        let problem = format!(
-            "`{name}` is not a name; write NAME=SOURCE with letters, digits and - _ . : /, at most {MAX_NAME_BYTES}"
-        );
-        return Err(ConfigError::value("models.name", problem));
-    }
-    Ok(())
+/// What is said of one that does not fit. `written`: what stands for one that does.
+pub(super) fn no_name(name: &str, written: &str) -> String {
+    format!("`{name}` is not a name; write {written} with letters, digits and - _ . : /, at most {MAX_NAME_BYTES}")
 }

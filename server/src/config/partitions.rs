@@ -77,6 +77,10 @@ pub(super) fn check_partitions(
         let problem = format!("is missing, and `{}` has a worker on another machine", remote.name);
         return Err(ConfigError::value("workers.listen", problem));
     }
+    if remote.is_none() && workers.listen.is_some() {
+        let problem = "no partition has a worker on another machine; give one `worker = \"remote\"`, or leave this out";
+        return Err(ConfigError::value("workers.listen", problem));
+    }
     written.into_iter().enumerate().map(|(place, written)| check_partition(place, written)).collect()
 }
 
@@ -116,12 +120,21 @@ pub(super) fn check_workers(written: &WrittenWorkers) -> Result<WorkersConfig, C
     let longest = |stated, usual, setting| {
         some_period(stated, Duration::from_secs(usual), (setting, "is over before a worker has said anything"))
     };
+    let first_restart = some_period(
+        written.first_restart,
+        Duration::from_millis(500),
+        ("workers.first_restart", "would start what ends at once again without a pause"),
+    )?;
+    let longest_restart = period(written.longest_restart, Duration::from_secs(60));
+    if longest_restart < first_restart {
+        return Err(ConfigError::value("workers.longest_restart", "is shorter than workers.first_restart"));
+    }
     Ok(WorkersConfig {
         listen: written.listen,
         longest_silence: longest(written.longest_silence, 5, "workers.longest_silence")?,
         longest_standstill: longest(written.longest_standstill, 60, "workers.longest_standstill")?,
         longest_hand_over: period(written.longest_hand_over, Duration::from_secs(30)),
-        first_restart: period(written.first_restart, Duration::from_millis(500)),
-        longest_restart: period(written.longest_restart, Duration::from_secs(60)),
+        first_restart,
+        longest_restart,
     })
 }

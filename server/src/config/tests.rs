@@ -193,11 +193,11 @@ fn paths_in_a_file_are_relative_to_the_file() {
 fn a_model_is_named_after_its_source_unless_it_has_a_name() {
     let config = check(
         "models = [{ source = \"./runs/step-900/\" }, { source = \"org/model@v1\" }, { source = \"x.gguf\" }, \
-         { name = \"mine\", source = \"org/model\" }]",
+         { source = \"y.GGUF\" }, { name = \"mine\", source = \"org/model\" }]",
     )
-    .expect("four names");
+    .expect("five names");
     let names: Vec<&str> = config.models.iter().map(|model| model.name.as_str()).collect();
-    assert_eq!(names, ["step-900", "model", "x", "mine"]);
+    assert_eq!(names, ["step-900", "model", "x", "y", "mine"]);
 }
 
 #[test]
@@ -302,10 +302,44 @@ fn a_token_is_never_printed() {
 
 #[test]
 fn a_time_in_which_nothing_is_possible_is_refused_by_its_key() {
-    for (section, key) in [("api", "request_timeout"), ("grammar", "compile_timeout"), ("shelf", "look_interval")] {
+    for (section, key) in [
+        ("api", "request_timeout"),
+        ("api", "read_timeout"),
+        ("api", "stalled_reader_timeout"),
+        ("api", "keep_alive"),
+        ("grammar", "compile_timeout"),
+        ("shelf", "look_interval"),
+        ("workers", "first_restart"),
+    ] {
         let error = check(&format!("[{section}]\n{key} = \"0s\"\n")).expect_err("nothing would work").to_string();
         assert!(error.contains(&format!("{section}.{key}: 0s ")), "{error}");
     }
+}
+
+#[test]
+fn pauses_before_a_worker_is_started_again_grow() {
+    let error = check("[workers]\nfirst_restart = \"5s\"\nlongest_restart = \"1s\"").expect_err("they would shrink");
+    assert!(error.to_string().starts_with("workers.longest_restart: "), "{error}");
+}
+
+#[test]
+fn an_address_for_workers_of_other_machines_is_refused_where_no_partition_has_one() {
+    let with = |partitions: &str| check(&format!("[workers]\nlisten = \"127.0.0.1:9443\"\n{partitions}"));
+    let partition = "[[partitions]]\nname = \"a\"\n";
+    let model = "[[models]]\nsource = \"a/x\"\npartition = \"a\"\n";
+    for none in [String::new(), format!("{partition}{model}")] {
+        let error = with(&none).expect_err("nobody would be let in").to_string();
+        assert!(error.starts_with("workers.listen: ") && error.contains("worker = \"remote\""), "{error}");
+    }
+    with(&format!("{partition}worker = \"remote\"\n{model}")).expect("one comes from there");
+}
+
+#[test]
+fn a_chat_template_that_is_not_there_is_told_with_the_model_that_names_it() {
+    let text =
+        "models = [{ source = \"demo\" }, { name = \"mine\", source = \"a/x\", chat_template = \"/nowhere.jinja\" }]";
+    let error = check(text).expect_err("there is no such file").to_string();
+    assert_eq!(error, "models.chat_template of `mine`: /nowhere.jinja does not exist");
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::checked::{check_exists, count, period};
-use super::models::check_name;
+use super::checked::{check_exists, count, period, some_period};
+use super::models::{fits_as_name, no_name};
 use super::{ConfigError, DEMO, UpstreamKind, WrittenRouting, WrittenUpstream};
 
 /// One server that runs one model.
@@ -79,7 +79,7 @@ pub(super) fn check_upstreams(
     written: Vec<WrittenUpstream>,
     offline: bool,
 ) -> Result<Vec<UpstreamConfig>, ConfigError> {
-    let upstreams = written.into_iter().map(|upstream| check_upstream(upstream, offline));
+    let upstreams = written.into_iter().enumerate().map(|(place, upstream)| check_upstream(place, upstream, offline));
     let upstreams: Vec<UpstreamConfig> = upstreams.collect::<Result<_, _>>()?;
     for (index, upstream) in upstreams.iter().enumerate() {
         for other in &upstreams[..index] {
@@ -89,28 +89,36 @@ pub(super) fn check_upstreams(
     Ok(upstreams)
 }
 
-fn check_upstream(written: WrittenUpstream, offline: bool) -> Result<UpstreamConfig, ConfigError> {
-    check_name(&written.model)?;
+/// `place`: among `[[upstreams]]`, from 0.
+fn check_upstream(place: usize, written: WrittenUpstream, offline: bool) -> Result<UpstreamConfig, ConfigError> {
+    let key = |setting: &str| format!("upstreams[{place}].{setting}");
+    if !fits_as_name(&written.model) {
+        return Err(ConfigError::value(key("model"), no_name(&written.model, "one")));
+    }
     let url = written.url.trim_end_matches('/').to_owned();
     let authority = authority(&url).ok_or_else(|| {
         let problem = format!("`{}` is not a URL; write http://HOST:PORT or https://HOST", written.url);
-        ConfigError::value("upstreams.url", problem)
+        ConfigError::value(key("url"), problem)
     })?;
     if offline && !is_loopback(authority) {
         let problem = format!("{url} is another machine, and the network is forbidden (offline); remove one of them");
-        return Err(ConfigError::value("upstreams.url", problem));
+        return Err(ConfigError::value(key("url"), problem));
     }
     if let Some(file) = &written.key_file {
-        check_exists("upstreams.key_file", file, Path::is_file)?;
+        check_exists(&key("key_file"), file, Path::is_file)?;
     }
     if let Some(folder) = written.tokenizer.as_deref().filter(|folder| *folder != Path::new(DEMO)) {
-        check_exists("upstreams.tokenizer", &folder.join("tokenizer.json"), Path::is_file)?;
+        check_exists(&key("tokenizer"), &folder.join("tokenizer.json"), Path::is_file)?;
     }
     let health_path = written.health_path.unwrap_or_else(|| "/v1/models".to_owned());
     if !health_path.starts_with('/') {
         let problem = format!("`{health_path}` is not a path; write it with a `/` in front");
-        return Err(ConfigError::value("upstreams.health_path", problem));
+        return Err(ConfigError::value(key("health_path"), problem));
     }
+    let timeout = |stated, usual, setting| {
+        let why = "is over before that server could say anything";
+        some_period(stated, Duration::from_secs(usual), (key(setting).as_str(), why))
+    };
     Ok(UpstreamConfig {
         name: authority.to_owned(),
         kind: written.kind.unwrap_or_default(),
@@ -121,11 +129,15 @@ fn check_upstream(written: WrittenUpstream, offline: bool) -> Result<UpstreamCon
         tokenizer: written.tokenizer,
         max_model_len: written.max_model_len.map(usize::from),
         default_max_tokens: written.default_max_tokens.map_or(4096, u32::from),
-        connect_timeout: period(written.connect_timeout, Duration::from_secs(5)),
-        first_byte_timeout: period(written.first_byte_timeout, Duration::from_secs(120)),
-        idle_timeout: period(written.idle_timeout, Duration::from_secs(60)),
+        connect_timeout: timeout(written.connect_timeout, 5, "connect_timeout")?,
+        first_byte_timeout: timeout(written.first_byte_timeout, 120, "first_byte_timeout")?,
+        idle_timeout: timeout(written.idle_timeout, 60, "idle_timeout")?,
         health_path,
-        health_interval: period(written.health_interval, Duration::from_secs(10)),
+        health_interval: some_period(
+            written.health_interval,
+            Duration::from_secs(10),
+            (key("health_interval").as_str(), "would ask that server without a pause"),
+        )?,
         account: written.account,
     })
 }
@@ -212,7 +224,7 @@ mod tests {
         }
         for away in ["http://10.0.0.7:1", "https://example.org", "http://localhost.example.org:1"] {
             let error = with(away).expect_err(away).to_string();
-            assert!(error.starts_with("upstreams.url: ") && error.contains(away), "{error}");
+            assert!(error.starts_with("upstreams[0].url: ") && error.contains(away), "{error}");
         }
     }
 
@@ -223,7 +235,31 @@ mod tests {
             assert!(error.contains("is not a URL"), "{error}");
         }
         let odd = refusal("upstreams = [{ model = \"m\", url = \"http://h\", health_path = \"health\" }]");
-        assert!(odd.starts_with("upstreams.health_path"), "{odd}");
+        assert!(odd.starts_with("upstreams[0].health_path: "), "{odd}");
+    }
+
+    #[test]
+    fn a_refusal_says_which_of_several_upstreams_it_is_of() {
+        let second = |settings: &str| {
+            refusal(&format!(
+                "upstreams = [{{ model = \"m\", url = \"http://a\" }}, {{ url = \"http://b\", {settings} }}]"
+            ))
+        };
+        let odd = second("model = \"a b\"");
+        assert!(odd.starts_with("upstreams[1].model: `a b` is not a name") && !odd.contains("SOURCE"), "{odd}");
+        for setting in ["key_file", "tokenizer"] {
+            let missing = second(&format!("model = \"n\", {setting} = \"/nowhere\""));
+            let begins = format!("upstreams[1].{setting}: /nowhere");
+            assert!(missing.starts_with(&begins) && missing.ends_with("does not exist"), "{missing}");
+        }
+    }
+
+    #[test]
+    fn a_time_in_which_no_server_could_answer_is_refused_by_its_key() {
+        for key in ["connect_timeout", "first_byte_timeout", "idle_timeout", "health_interval"] {
+            let zero = refusal(&format!("upstreams = [{{ model = \"m\", url = \"http://h\", {key} = \"0s\" }}]"));
+            assert!(zero.starts_with(&format!("upstreams[0].{key}: 0s ")), "{zero}");
+        }
     }
 
     #[test]

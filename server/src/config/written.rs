@@ -318,12 +318,22 @@ pub struct WrittenBatches {
     pub max_files: Option<NonZeroUsize>,
     /// Batches of one account that are not over.
     pub max_batches: Option<NonZeroUsize>,
+    /// Batches of one account that are over, and still told of.
+    pub max_ended: Option<NonZeroUsize>,
     /// Requests of one batch.
     pub max_requests: Option<NonZeroUsize>,
     /// Of one batch, at the same time.
     pub max_running_requests: Option<NonZeroUsize>,
 }
-lay_over!(WrittenBatches { max_file, max_stored, max_files, max_batches, max_requests, max_running_requests });
+lay_over!(WrittenBatches {
+    max_file,
+    max_stored,
+    max_files,
+    max_batches,
+    max_ended,
+    max_requests,
+    max_running_requests
+});
 
 /// How much the grammar of one answer may ask for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]

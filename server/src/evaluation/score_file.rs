@@ -106,6 +106,10 @@ pub struct ScoreWriter {
     path: PathBuf,
     file: File,
     done: HashSet<String>,
+    /// Where the last whole line ended.
+    whole_bytes: u64,
+    /// Something stands behind it.
+    is_torn: bool,
 }
 
 /// Reads one file, item by item.
@@ -164,19 +168,19 @@ impl ScoreWriter {
             Err(TryLockError::WouldBlock) => return Err(ScoreFileError::Busy(path)),
             Err(TryLockError::Error(error)) => return Err(at(error)),
         }
-        let mut writer = Self { file, done: HashSet::new(), path };
+        let mut writer = Self { file, done: HashSet::new(), path, whole_bytes: 0, is_torn: true };
         if let Some(mut reader) = ScoreReader::begin(&writer.path)? {
             while let Some(scored) = reader.next_scored()? {
                 writer.done.insert(scored.id);
             }
             if writer.num_done() > 0 {
                 header.check_same(&reader)?;
-                writer.cut_to(reader.whole_bytes)?;
+                writer.whole_bytes = reader.whole_bytes;
+                writer.cut()?;
                 return Ok(writer);
             }
         }
         // A header alone binds nobody.
-        writer.cut_to(0)?;
         writer.line(header)?;
         Ok(writer)
     }
@@ -199,16 +203,34 @@ impl ScoreWriter {
         Ok(())
     }
 
-    /// In one write, so that a kill leaves at most one line torn.
+    /// In one write, so that a kill leaves at most one line torn; the part of one that had no room is taken back, or the next
+    /// would stand behind it.
     fn line(&mut self, value: &impl Serialize) -> Result<(), ScoreFileError> {
-        let at = |error| ScoreFileError::Io { path: self.path.clone(), error };
-        let mut line = serde_json::to_vec(value).map_err(io::Error::from).map_err(at)?;
+        let mut line = serde_json::to_vec(value).map_err(io::Error::from).map_err(|error| self.failed(error))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(at)
+        if self.is_torn {
+            self.cut()?;
+        }
+        let written = self.file.write_all(&line);
+        if written.is_ok() {
+            self.whole_bytes += line.len() as u64;
+        } else {
+            self.is_torn = true;
+            // If this fails too, it is tried again before the next line.
+            let _: Result<(), ScoreFileError> = self.cut();
+        }
+        written.map_err(|error| self.failed(error))
     }
 
-    fn cut_to(&self, bytes: u64) -> Result<(), ScoreFileError> {
-        self.file.set_len(bytes).map_err(|error| ScoreFileError::Io { path: self.path.clone(), error })
+    /// What is written next goes to the end, wherever that is by then.
+    fn cut(&mut self) -> Result<(), ScoreFileError> {
+        self.file.set_len(self.whole_bytes).map_err(|error| self.failed(error))?;
+        self.is_torn = false;
+        Ok(())
+    }
+
+    fn failed(&self, error: io::Error) -> ScoreFileError {
+        ScoreFileError::Io { path: self.path.clone(), error }
     }
 }
 

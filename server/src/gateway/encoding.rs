@@ -79,22 +79,28 @@ impl Encoding {
         Some(answer)
     }
 
-    /// Cancels what waits; returns what was used, which from now on does not change.
+    /// Cancels what waits; returns what is paid for, which from now on does not change.
     pub fn close(&mut self) -> Usage {
         for text in self.texts.drain(..) {
             self.ended = add(self.ended, text.reply.close());
         }
-        self.ended
+        if self.is_free { Usage::default() } else { self.ended }
+    }
+
+    /// The list has no answer, and not by what it is.
+    pub fn make_free(&mut self) {
+        self.is_free = true;
+        self.reservation.end(EntryEnd::Failed);
     }
 }
 
 impl Drop for Encoding {
     fn drop(&mut self) {
-        let used = self.close();
+        let paid = self.close();
         if self.is_free {
-            self.reservation.proof().leave_out(used);
+            self.reservation.proof().leave_out(self.ended);
         }
-        self.reservation.record(if self.is_free { Usage::default() } else { used });
+        self.reservation.record(paid);
     }
 }
 

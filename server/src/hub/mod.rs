@@ -25,7 +25,7 @@ use std::time::Duration;
 
 pub use files::Wanted;
 pub use progress::ProgressOutput;
-pub use source::{HubId, Source};
+pub use source::{HubId, Source, is_gguf};
 
 /// Whether the hub may be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

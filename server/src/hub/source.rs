@@ -26,7 +26,7 @@ impl Source {
         if written.is_empty() {
             return Err(wrong(written, "it is empty"));
         }
-        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        if is_gguf(path) {
             return Ok(Self::Gguf(path.to_owned()));
         }
         if path.is_file() {
@@ -38,6 +38,11 @@ impl Source {
         }
         HubId::parse(written).map(Self::Hub)
     }
+}
+
+/// By its name, in capitals too.
+pub fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 impl HubId {
@@ -108,6 +113,7 @@ mod tests {
             ("/models/x", Source::Directory("/models/x".into())),
             ("./models/x=1@2", Source::Directory("./models/x=1@2".into())),
             ("models/x.Q4.gguf", Source::Gguf("models/x.Q4.gguf".into())),
+            ("models/X.GGUF", Source::Gguf("models/X.GGUF".into())),
         ];
         for (written, source) in cases {
             assert_eq!(Source::parse(written).unwrap(), source, "{written}");

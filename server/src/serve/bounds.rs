@@ -73,6 +73,7 @@ pub(super) fn batch_bounds(written: &BatchesConfig) -> BatchBounds {
         max_stored_bytes: written.max_stored.0,
         max_files: written.max_files,
         max_batches: written.max_batches,
+        max_ended: written.max_ended,
         max_requests: written.max_requests,
         max_running_requests: written.max_running_requests,
     }

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use passerelle::config::{Config, EngineConfig, Numa, PartitionConfig};
 use passerelle::placement::{Backend, Device, DeviceChoice, DeviceId, DeviceList, find_visible};
 use passerelle_models::ops::{Compute, HostError, HostPlacement, MemoryPlacement, ProcessorSet, physical_cores};
@@ -15,6 +15,8 @@ use passerelle_models::ops::{Compute, HostError, HostPlacement, MemoryPlacement,
 /// There only where a driver is loaded.
 const DRIVER: &str = "/proc/driver/nvidia/version";
 const ENGINE_PROCESSORS: &str = "engine.cpu_affinity (--cpu-affinity)";
+/// The status of `nvidia-smi` where it asked a driver that is well, and no device is there.
+const NOTHING_FOUND: i32 = 6;
 /// A driver that hangs does not keep a server from starting on the CPU.
 const LONGEST_LISTING: Duration = Duration::from_secs(20);
 
@@ -189,8 +191,16 @@ fn ask_driver() -> Result<DeviceList> {
     let (sender, answer) = mpsc::sync_channel(1);
     thread::spawn(move || sender.send(Command::new("nvidia-smi").arg("-L").stdin(Stdio::null()).output()));
     let output = answer.recv_timeout(LONGEST_LISTING).context("nvidia-smi -L does not answer; use --device cpu")?;
-    let output = output.context("nvidia-smi cannot be run, although a driver is loaded; use --device cpu")?;
-    Ok(DeviceList::of_nvidia_smi(&String::from_utf8_lossy(&output.stdout)))
+    list_of(&output.context("nvidia-smi cannot be run, although a driver is loaded; use --device cpu")?)
+}
+
+fn list_of(output: &Output) -> Result<DeviceList> {
+    let [listed, complaint] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
+    // It says what is wrong on either.
+    let why = [complaint.trim(), listed.trim()].into_iter().find(|said| !said.is_empty()).unwrap_or("it says nothing");
+    let has_asked = output.status.success() || output.status.code() == Some(NOTHING_FOUND);
+    ensure!(has_asked, "nvidia-smi -L fails ({}): {why}; use --device cpu", output.status);
+    Ok(DeviceList::of_nvidia_smi(&listed))
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::defaults;
 use super::kept_costs::{KeptCosts, RanOn};
-use super::memory::{free_memory, share_kv_memory, stated_or_of_device};
+use super::memory::{KV_CACHE_MEMORY, free_memory, share_kv_memory, stated_or_of_device};
 use super::models::{AnyLoaded, Loaded, LoadedEncoder};
 use super::report;
 
@@ -43,6 +43,8 @@ pub(crate) struct Workshop {
     pub(crate) compute: Compute,
     pub(crate) metrics: Arc<Metrics>,
     config: EngineConfig,
+    /// What bounds the KV memory of those that stay, for errors.
+    memory_key: String,
     clock: Arc<dyn Clock>,
     turns: StepTurns,
     kernels: String,
@@ -81,9 +83,9 @@ pub(crate) fn start(loaded: Vec<AnyLoaded>, workshop: Workshop) -> Result<Fleet>
     let generators = loaded.iter().filter_map(AnyLoaded::generator);
     let demands: Vec<KvDemand> = generators.map(|model| kv_demand(model, config)).collect();
     let memory = stated_or_of_device(config.kv_cache_memory, &workshop.compute);
-    let blocks = share_kv_memory(memory, &demands)?;
+    let blocks = share_kv_memory((memory, workshop.memory_key.as_str()), &demands)?;
     if workshop.compute.device().is_cpu() {
-        warn_of_more_than_free(&demands, &blocks);
+        warn_of_more_than_free((demands.as_slice(), blocks.as_slice()), &workshop.memory_key);
     }
     let mut blocks = blocks.into_iter();
     let prices = loaded.iter().map(|model| (model.name().to_owned(), price(model.description()))).collect();
@@ -100,13 +102,13 @@ pub(crate) fn start(loaded: Vec<AnyLoaded>, workshop: Workshop) -> Result<Fleet>
 }
 
 /// A cache takes its memory behind the start, so that one for which there is none ends the process then, and says nothing now.
-fn warn_of_more_than_free(demands: &[KvDemand], blocks: &[usize]) {
+fn warn_of_more_than_free((demands, blocks): (&[KvDemand], &[usize]), key: &str) {
     let bytes = demands.iter().zip(blocks).map(|(demand, blocks)| demand.spec.block_bytes() as u64 * *blocks as u64);
     let (taken, free) = (ByteSize(bytes.sum()), free_memory());
     if taken > free {
         tracing::warn!(
             "the KV cache takes {taken} soon after the start, and {free} of memory is free: the system may then end this \
-             process; lower engine.kv_cache_memory (--kv-cache-memory)"
+             process; lower {key}"
         );
     }
 }
@@ -125,7 +127,13 @@ impl Workshop {
         let metrics = Arc::new(Metrics::new(&info, models, hours)?);
         let (config, clock, turns) = (config.clone(), Arc::clone(clock), StepTurns::new());
         let observers: Observers = Arc::new(|_| None);
-        Ok(Self { compute, metrics, config, clock, turns, kernels, observers, costs: None })
+        let memory_key = KV_CACHE_MEMORY.to_owned();
+        Ok(Self { compute, metrics, config, memory_key, clock, turns, kernels, observers, costs: None })
+    }
+
+    /// The same, where something else than `engine.kv_cache_memory` bounds the memory.
+    pub(crate) fn bounded_by(self, memory_key: String) -> Self {
+        Self { memory_key, ..self }
     }
 
     /// The same, whose engines need not find out again what work costs.
@@ -161,13 +169,13 @@ impl Workshop {
         started.with_context(|| format!("model `{name}`"))
     }
 
-    /// Blocks of a KV cache of at most so many bytes, and what they take.
-    pub(super) fn kv_blocks(&self, model: &AnyLoaded, most: ByteSize) -> Result<(usize, u64)> {
+    /// Blocks of a KV cache of at most so many bytes, which stand at a key, and what they take.
+    pub(super) fn kv_blocks(&self, model: &AnyLoaded, most: (ByteSize, &str)) -> Result<(usize, u64)> {
         model.generator().map_or(Ok((0, 0)), |model| blocks_within(&kv_demand(model, &self.config), most))
     }
 
     /// What they would take, before the model is loaded.
-    pub(super) fn kv_bytes(&self, is: &Footprint, most: ByteSize) -> Result<u64> {
+    pub(super) fn kv_bytes(&self, is: &Footprint, most: (ByteSize, &str)) -> Result<u64> {
         let Some(spec) = is.kv.clone() else { return Ok(0) };
         Ok(blocks_within(&demand_of(spec, is.max_position, &self.config), most)?.1)
     }
@@ -361,8 +369,8 @@ fn demand_of(spec: KvCacheSpec, longest: usize, config: &EngineConfig) -> KvDema
 }
 
 /// Blocks of a cache of at most so many bytes, and what they take.
-fn blocks_within(demand: &KvDemand, most: ByteSize) -> Result<(usize, u64)> {
-    let blocks = share_kv_memory(Some(most), std::slice::from_ref(demand))?.first().copied().unwrap_or(0);
+fn blocks_within(demand: &KvDemand, (most, key): (ByteSize, &str)) -> Result<(usize, u64)> {
+    let blocks = share_kv_memory((Some(most), key), std::slice::from_ref(demand))?.first().copied().unwrap_or(0);
     Ok((blocks, blocks as u64 * demand.spec.block_bytes() as u64))
 }
 

@@ -6,13 +6,13 @@ use std::iter;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use passerelle::hub;
 use passerelle::trust::ManifestFiles;
 use passerelle_models::CheckpointFiles;
 
 const CONFIG_FILE: &str = "config.json";
 /// A checkpoint with it keeps parts of itself in sub-folders.
 const MODULES_FILE: &str = "modules.json";
-const GGUF: &str = "gguf";
 
 /// A checkpoint, as it is at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +85,7 @@ struct Entry {
 
 impl Entry {
     fn is_gguf(&self) -> bool {
-        self.metadata.is_file() && self.path.extension().is_some_and(|extension| extension == GGUF)
+        self.metadata.is_file() && hub::is_gguf(&self.path)
     }
 
     fn name(&self) -> Option<&str> {
@@ -162,6 +162,7 @@ mod tests {
                 "run/step-1/config.json",
                 "run/notes/README.md",
                 "c.Q8_0.gguf",
+                "D.GGUF",
                 "run/step-3.gguf",
                 "embed/config.json",
                 "embed/modules.json",
@@ -171,7 +172,7 @@ mod tests {
                 "a/b/c/config.json",
             ],
         );
-        let expected = ["a", "b", "c.Q8_0", "embed", "run@step-1", "run@step-2", "run@step-3"];
+        let expected = ["D", "a", "b", "c.Q8_0", "embed", "run@step-1", "run@step-2", "run@step-3"];
         assert_eq!(names(folder.path()), expected);
     }
 

@@ -25,8 +25,12 @@ pub(super) fn read<T: DeserializeOwned + Default>(folder: &Path, name: &str) -> 
 /// As a whole or not at all, also if two processes write at once. The folder must be there.
 pub(super) fn write(folder: &Path, name: &str, content: &impl Serialize) -> io::Result<()> {
     let mut file = NamedTempFile::new_in(folder)?;
-    serde_json::to_writer(BufWriter::new(&mut file), content)?;
-    file.flush()?;
+    let mut buffer = BufWriter::new(&mut file);
+    serde_json::to_writer(&mut buffer, content)?;
+    // When it is dropped, nobody would hear that the disk is full.
+    buffer.flush()?;
+    drop(buffer);
+    file.as_file().sync_all()?;
     file.persist(folder.join(name))?;
     Ok(())
 }

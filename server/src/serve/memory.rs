@@ -9,6 +9,8 @@ use passerelle::placement::{self, DEVICE_OVERHEAD, KvDemand};
 use passerelle_models::Activations;
 use passerelle_models::ops::Compute;
 
+/// Where the memory of the KV cache is stated, for errors.
+pub(crate) const KV_CACHE_MEMORY: &str = "engine.kv_cache_memory (--kv-cache-memory)";
 /// Without a stated size, the KV cache takes at most this share of the free memory.
 pub(crate) const FREE_MEMORY_PART: u64 = 4;
 /// Free memory, where the system does not tell.
@@ -37,12 +39,11 @@ pub(crate) fn kv_budget(stated: Option<ByteSize>, compute: &Compute) -> ByteSize
 
 /// Blocks for each model, in order, as [`placement::share_kv_memory`] gives them.
 ///
-/// `stated` is `--kv-cache-memory`. Without it the cache is as large as the models can use, up to a quarter of the memory
-/// that is free once their weights are loaded.
-pub(crate) fn share_kv_memory(stated: Option<ByteSize>, demands: &[KvDemand]) -> Result<Vec<usize>> {
+/// `stated` at `key`. Without it the cache is as large as the models can use, up to a quarter of the memory that is free once
+/// their weights are loaded.
+pub(crate) fn share_kv_memory((stated, key): (Option<ByteSize>, &str), demands: &[KvDemand]) -> Result<Vec<usize>> {
     let budget = stated.unwrap_or_else(|| ByteSize(free_memory().0 / FREE_MEMORY_PART));
-    placement::share_kv_memory(budget, demands)
-        .context("engine.kv_cache_memory (--kv-cache-memory): too small; give it more")
+    placement::share_kv_memory(budget, demands).with_context(|| format!("{key}: too small; give it more"))
 }
 
 /// What a step of one engine holds at its peak beside weights and KV cache.
@@ -79,7 +80,18 @@ fn bytes_of(meminfo: &str, entry: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use passerelle_models::{LoadOptions, WeightLayout, demo_checkpoint, footprint};
+
     use super::*;
+
+    #[test]
+    fn memory_that_is_too_small_is_told_by_the_key_that_states_it() {
+        let demo = footprint(&demo_checkpoint(), &LoadOptions::default(), WeightLayout::Panels).expect("it is whole");
+        let demand = KvDemand { spec: demo.kv.expect("it generates"), most_blocks: 8 };
+        let refused = share_kv_memory((Some(ByteSize(1)), "shelf.kv_cache"), &[demand]).expect_err("less than a block");
+        let told = format!("{refused:#}");
+        assert!(told.starts_with("shelf.kv_cache: too small") && !told.contains(KV_CACHE_MEMORY), "{told}");
+    }
 
     #[test]
     fn a_small_part_of_a_device_keeps_room_for_what_steps_record() {

@@ -246,7 +246,7 @@ pub(crate) fn held_as(model: &ModelConfig, description: &ModelDescription) -> St
         stated => format!("{stated:?}").to_lowercase(),
     };
     // A GGUF file may hold some tensors as floats, most even.
-    let may_be_quantised = model.dtype == WeightDtype::Auto && model.source.ends_with(".gguf");
+    let may_be_quantised = model.dtype == WeightDtype::Auto && hub::is_gguf(Path::new(&model.source));
     match model.activation_dtype {
         ActivationDtype::Int8 if may_be_quantised || is_quantised(&dtype) => format!("{dtype}, activations int8"),
         ActivationDtype::Int8 | ActivationDtype::Int16 => dtype,
@@ -346,16 +346,19 @@ mod tests {
 
     use super::*;
 
+    /// The demo alone, with further keys.
+    fn demo_with(keys: &str) -> Config {
+        let written = format!("models = [{{ source = \"demo\", {keys} }}]");
+        let written: Written = toml::from_str(&written).expect("it is well formed");
+        let home = Some(std::env::temp_dir());
+        let environment = Environment { hf_home: home.clone(), home, ..Environment::default() };
+        Config::check(written, &environment).expect("valid")
+    }
+
     #[test]
     fn what_activations_are_rounded_to_is_named_beside_quantised_weights() {
         let description = passerelle_models::describe(&demo_checkpoint()).expect("it is whole");
-        let held = |keys: &str| {
-            let written = format!("models = [{{ source = \"demo\", {keys} }}]");
-            let written: Written = toml::from_str(&written).expect("it is well formed");
-            let home = Some(std::env::temp_dir());
-            let environment = Environment { hf_home: home.clone(), home, ..Environment::default() };
-            held_as(&Config::check(written, &environment).expect("valid").models[0], &description)
-        };
+        let held = |keys: &str| held_as(&demo_with(keys).models[0], &description);
         let int8 = held("dtype = \"q8_0\", activation_dtype = \"int8\"");
         assert_eq!(int8, "q8_0, activations int8");
         assert!(is_quantised(&int8) && is_quantised("q4_k") && !is_quantised("bf16"));
@@ -367,11 +370,7 @@ mod tests {
     fn a_tokenizer_that_is_none_ends_the_load_of_the_weights_and_is_what_is_told() {
         let empty = tempfile::tempdir().expect("a folder");
         let path = empty.path().display().to_string();
-        let model = format!("models = [{{ source = \"demo\", tokenizer = \"{path}\" }}]");
-        let written: Written = toml::from_str(&model).expect("it is well formed");
-        let home = Some(empty.path().to_owned());
-        let environment = Environment { hf_home: home.clone(), home, ..Environment::default() };
-        let config = Config::check(written, &environment).expect("valid");
+        let config = demo_with(&format!("tokenizer = \"{path}\""));
         let progress = LoadProgress { bytes_done: 0, bytes_total: 1 };
         let files = (&config.models[0], &demo_checkpoint());
         let failed = beside_text::<()>(files, &config.hub, &mut |_| (), |watch| {
@@ -382,6 +381,18 @@ mod tests {
         });
         let told = format!("{:#}", failed.expect_err("there is no tokenizer"));
         assert!(told.contains(&path) && !told.contains("the weights"), "{told}");
+    }
+
+    #[test]
+    fn a_chat_template_that_is_none_is_told_as_the_file_that_it_stands_in() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("mine.jinja");
+        std::fs::write(&path, "{% if %}").expect("the folder is writable");
+        let config = demo_with(&format!("chat_template = \"{}\"", path.display()));
+        let error = text::load(&config.models[0], &demo_checkpoint(), &config.hub).expect_err("it is no template");
+        let told = format!("{error:#}");
+        let begins = format!("chat_template (--chat-template): {}: ", path.display());
+        assert!(told.starts_with(&begins) && !told.contains("chat_template.jinja"), "{told}");
     }
 
     #[test]

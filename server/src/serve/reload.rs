@@ -248,7 +248,9 @@ fn compare(old: &Config, new: &Config, asks_for_keys: bool) -> Reloaded {
         (!same_models, "models"),
         (old.partitions != new.partitions, "partitions"),
         (old.workers != new.workers, "workers"),
-        (old.hub != new.hub, "server.offline"),
+        (old.hub.offline != new.hub.offline, "server.offline"),
+        // All else of it is the environment's, which stays as it was.
+        (old.hub.token != new.hub.token, "the hub's token"),
         (with_candidates_of(&old.shadow, new) != new.shadow, "shadow"),
         (old.shelf != new.shelf, "shelf"),
         (old.engine != new.engine, "engine"),
@@ -344,7 +346,7 @@ pub(crate) fn owners(config: &Config) -> Result<BTreeMap<String, AccountPath>> {
 
 #[cfg(test)]
 mod tests {
-    use passerelle::config::{Environment, Written};
+    use passerelle::config::{Environment, HubConfig, Secret, Written};
 
     use super::*;
 
@@ -376,6 +378,15 @@ mod tests {
         let reloaded = compare(&config(""), &config(new), true);
         let named = ["server.listen", "server.drain_timeout", "server.max_connections", "server.site"];
         assert_eq!(reloaded, Reloaded { changed: vec![], needs_restart: named.to_vec() });
+    }
+
+    #[test]
+    fn a_token_of_the_hub_that_is_another_now_is_not_told_as_the_network_that_is_forbidden() {
+        let old = config("");
+        let hub = HubConfig { token: Some(Secret::new("hf_new")), ..old.hub.clone() };
+        let new = Config { hub, ..old.clone() };
+        assert_eq!(compare(&old, &new, true).needs_restart, ["the hub's token"]);
+        assert_eq!(compare(&old, &config("[server]\noffline = true\n"), true).needs_restart, ["server.offline"]);
     }
 
     #[test]

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use passerelle::api::AppState;
-use passerelle::config::{ByteSize, Config, EngineConfig, HubConfig, ModelConfig, WeightDtype, fits_as_checkpoint};
+use passerelle::config::{
+    ByteSize, Config, EngineConfig, HubConfig, MODELS_DIR, ModelConfig, WeightDtype, fits_as_checkpoint,
+};
 use passerelle::gateway::Shelf;
 use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::shelf::{DiskDigest, Order, Size};
@@ -29,6 +31,8 @@ use super::models::{self, Means};
 use super::tariff::Pricing;
 use super::trusted::Inspector;
 
+/// Where the KV cache of each is bounded, for errors.
+const KV_CACHE: &str = "shelf.kv_cache";
 /// Without a stated size, models that come and go get this part of the memory that is free beside those that stay.
 const FREE_MEMORY_PART: u64 = 2;
 /// The ids of what comes and goes begin here; what stays, and upstreams, have smaller ones.
@@ -193,7 +197,7 @@ impl Hands {
         let is = loaded.description();
         let price = pricing.price((name, workshop.partition()), engines::price(is))?;
         let weights_bytes = is.resident_bytes.unwrap_or(is.stored_bytes);
-        let (num_kv_blocks, kv_bytes) = workshop.kv_blocks(&loaded, *kv_cache).context("shelf.kv_cache")?;
+        let (num_kv_blocks, kv_bytes) = workshop.kv_blocks(&loaded, (*kv_cache, KV_CACHE))?;
         self.shelf.weighed(name, weights_bytes.saturating_add(kv_bytes))?;
         let id = ReplicaId(self.next_id);
         self.next_id = self.next_id.checked_add(1).unwrap_or(FIRST_REPLICA);
@@ -254,10 +258,10 @@ impl Looker {
     fn look(&mut self, elsewhere: &BTreeSet<&str>) {
         match folder::look(&self.folder) {
             Ok(Look { found, passed_over }) => {
-                passed_over.iter().for_each(|problem| self.warn_once(format!("server.models_dir: {problem}")));
+                passed_over.iter().for_each(|problem| self.warn_once(format!("{MODELS_DIR}: {problem}")));
                 if found.is_empty() {
                     self.warn_once(format!(
-                        "server.models_dir: no checkpoint in {}: each is a folder with config.json and .safetensors files, \
+                        "{MODELS_DIR}: no checkpoint in {}: each is a folder with config.json and .safetensors files, \
                          or a .gguf file",
                         self.folder.display()
                     ));
@@ -270,14 +274,15 @@ impl Looker {
 
     /// A disk that is away for a moment takes no model away.
     fn complain(&mut self, error: &io::Error) {
-        self.warn_once(format!("server.models_dir: cannot read {}: {error}", self.folder.display()));
+        self.warn_once(format!("{MODELS_DIR}: cannot read {}: {error}", self.folder.display()));
     }
 
     fn compare(&mut self, mut found: Vec<Found>, elsewhere: &BTreeSet<&str>) {
         found.retain(|found| self.is_wanted(&found.name, elsewhere));
         if found.len() > self.max_models {
-            let (most, there) = (self.max_models, found.len());
-            self.warn_once(format!("server.models_dir: of {there} checkpoints {most} are served (shelf.max_models)"));
+            let (most, there, folder) = (self.max_models, found.len(), self.folder.display());
+            let told = format!("{MODELS_DIR}: of {there} checkpoints in {folder} {most} are served (shelf.max_models)");
+            self.warn_once(told);
             found.truncate(most);
         }
         let gone: Vec<String> =
@@ -311,7 +316,7 @@ impl Looker {
         } else {
             return true;
         };
-        self.warn_once(format!("server.models_dir: `{name}` {problem}; rename it"));
+        self.warn_once(format!("{MODELS_DIR}: `{name}` in {} {problem}; rename it", self.folder.display()));
         false
     }
 
@@ -334,7 +339,7 @@ impl Looker {
         }
         let files = models::find_files(&model.source, models::wanted_of(model), &self.hub)?;
         let taken = footprint(&files, &models::load_options(model), WeightLayout::Panels)?;
-        let kv_cache_bytes = self.workshop.kv_bytes(&taken, self.kv_cache).context("shelf.kv_cache")?;
+        let kv_cache_bytes = self.workshop.kv_bytes(&taken, (self.kv_cache, KV_CACHE))?;
         let size = Size { weights_bytes: weights_bytes(model.dtype, is), kv_cache_bytes };
         self.require_room(size)?;
         Ok(size)

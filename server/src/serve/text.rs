@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use passerelle::config::{HubConfig, ModelConfig, Reasoning, ToolCalls};
 use passerelle::hub::Wanted;
-use passerelle::text::{AnswerFormat, ReasoningFormat, TextModel, ToolFormat};
+use passerelle::text::{AnswerFormat, ReasoningFormat, TextError, TextModel, ToolFormat};
 use passerelle_models::CheckpointFiles;
 
 use super::gguf;
@@ -16,6 +16,8 @@ use super::models::find_files;
 /// The largest tokenizer or template that is read.
 const MAX_TEXT_FILE_BYTES: u64 = 256 << 20;
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
+/// What errors call one that the configuration names.
+const CHAT_TEMPLATE_KEY: &str = "chat_template (--chat-template)";
 
 /// A tokenizer that the configuration names replaces the model's own, with everything that belongs to it; a template that
 /// it names replaces any other.
@@ -30,11 +32,7 @@ pub(crate) fn load(model: &ModelConfig, files: &CheckpointFiles, hub: &HubConfig
         (_, None) => read(files, file),
     };
     let source = other.as_ref().unwrap_or(files);
-    let mut text = TextModel::load(read).map_err(|error| match source.gguf_metadata() {
-        // It has none of the files that a tokenizer is read from, and is itself what cannot be read.
-        Err(damaged) => damaged.into(),
-        Ok(_) => anyhow::Error::new(error).context(source.root().display().to_string()),
-    })?;
+    let mut text = TextModel::load(read).map_err(|error| blame(error, model.chat_template.as_deref(), source))?;
     text.answers = answers(model, text.answers);
     if let Some(other) = &other {
         ensure!(!text.tokenizer.is_absent(), "tokenizer (--tokenizer): {} holds none", other.root().display());
@@ -43,6 +41,20 @@ pub(crate) fn load(model: &ModelConfig, files: &CheckpointFiles, hub: &HubConfig
         tracing::warn!(model = %model.name, "no tokenizer: prompts are token ids alone; --tokenizer SOURCE gives one");
     }
     Ok(text)
+}
+
+/// With the file that cannot be used, wherever that was read from. `template`: the configuration's, if it names one.
+fn blame(error: TextError, template: Option<&Path>, source: &CheckpointFiles) -> anyhow::Error {
+    match (error, template) {
+        (TextError::File { file, problem }, Some(template)) if file == CHAT_TEMPLATE => {
+            anyhow!("{CHAT_TEMPLATE_KEY}: {}: {problem}", template.display())
+        }
+        (error, _) => match source.gguf_metadata() {
+            // It has none of the files that a tokenizer is read from, and is itself what cannot be read.
+            Err(damaged) => damaged.into(),
+            Ok(_) => anyhow::Error::new(error).context(source.root().display().to_string()),
+        },
+    }
 }
 
 /// That of a checkpoint whose weights are elsewhere.
@@ -60,7 +72,7 @@ fn read(files: &CheckpointFiles, file: &str) -> io::Result<Option<Vec<u8>>> {
 }
 
 fn read_template(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("chat_template (--chat-template): {}", path.display()))
+    std::fs::read(path).with_context(|| format!("{CHAT_TEMPLATE_KEY}: {}", path.display()))
 }
 
 /// What the configuration says wins over what was found.

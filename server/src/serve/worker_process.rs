@@ -23,6 +23,7 @@ use super::engines::{self, Fleet, RunningHandle, Workshop};
 use super::gateway_address::{GatewayAddress, needs_enrolment};
 use super::hashes::KeptHashes;
 use super::kept_costs::KeptCosts;
+use super::memory::KV_CACHE_MEMORY;
 use super::models::{self, AnyLoaded, Means};
 use super::signals::Signals;
 use super::{logging, runtime};
@@ -211,13 +212,14 @@ impl LoadedPartition {
         let means = Means { hub: &config.hub, compute: &compute, hashes: &hashes };
         let loaded = models::load_all(config, means)?;
         let weights: Vec<u64> = loaded.iter().map(AnyLoaded::weights_bytes).collect();
-        let engine = within(&config.engine, partition, weights.iter().sum())?;
+        let (engine, memory_key) = within(&config.engine, partition, weights.iter().sum())?;
         let names = config.models.iter().map(|model| model.name.as_str());
         let taps: Vec<(String, Arc<StepTap>)> =
             names.clone().map(|name| (name.to_owned(), Arc::new(StepTap::new(Arc::clone(bell))))).collect();
         let (device, kernels) = (super::report::device(&compute).to_owned(), compute.kernels().to_string());
         let threads = compute.num_threads();
         let workshop = Workshop::new((&engine, config.ledger.gpu_factor), compute, clock, names)?
+            .bounded_by(memory_key)
             .remembering(KeptCosts::open(&config.server.data_dir));
         let fleet = engines::start(loaded, workshop.observed_by(observers(&taps)))?;
         let facts = WorkerFacts {
@@ -241,14 +243,18 @@ async fn leave(signals: &mut Signals, in_any_case: Duration) -> String {
     }
 }
 
-/// What the weights leave of the partition's memory is for K/V.
-fn within(engine: &EngineConfig, partition: &PartitionConfig, weights_bytes: u64) -> Result<EngineConfig> {
-    let Some(memory) = partition.is.memory else { return Ok(engine.clone()) };
+/// What the weights leave of the partition's memory is for K/V, unless less was stated. With what bounds it, for errors.
+fn within(engine: &EngineConfig, partition: &PartitionConfig, weights_bytes: u64) -> Result<(EngineConfig, String)> {
+    let Some(memory) = partition.is.memory else { return Ok((engine.clone(), KV_CACHE_MEMORY.to_owned())) };
+    let (key, weights) = (partition.key("memory"), ByteSize(weights_bytes));
     let Some(left) = memory.0.checked_sub(weights_bytes).filter(|left| *left > 0) else {
-        bail!("{}: the weights take {} of {memory}", partition.key("memory"), ByteSize(weights_bytes));
+        bail!("{key}: the weights take {weights} of {memory}");
     };
-    let kv_cache_memory = engine.kv_cache_memory.map_or(left, |stated| stated.0.min(left));
-    Ok(EngineConfig { kv_cache_memory: Some(ByteSize(kv_cache_memory)), ..engine.clone() })
+    let (kv_cache_memory, bounded_by) = match engine.kv_cache_memory {
+        Some(stated) if stated.0 <= left => (stated, KV_CACHE_MEMORY.to_owned()),
+        _ => (ByteSize(left), format!("{key} (less {weights} of weights)")),
+    };
+    Ok((EngineConfig { kv_cache_memory: Some(kv_cache_memory), ..engine.clone() }, bounded_by))
 }
 
 fn observers(taps: &[(String, Arc<StepTap>)]) -> engines::Observers {
@@ -295,4 +301,28 @@ fn crew(fleet: &Fleet, taps: &[(String, Arc<StepTap>)]) -> Vec<WorkerModel> {
         WorkerModel { door, tap: Arc::clone(tap), revive }
     };
     models.map(man).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use passerelle::config::Environment;
+
+    use super::*;
+
+    #[test]
+    fn a_cache_is_told_to_be_bounded_by_whichever_states_less() {
+        let bounded = |engine: &str| {
+            let partition = "[[partitions]]\nname = \"a\"\nmemory = \"4MiB\"\n";
+            let model = "[[models]]\nsource = \"demo\"\npartition = \"a\"\n";
+            let written = toml::from_str(&format!("[engine]\n{engine}\n{partition}{model}")).expect("well formed");
+            let environment = Environment { home: Some("/home/nobody".into()), ..Environment::default() };
+            let config = Config::check(written, &environment).expect("it makes sense");
+            let (engine, key) = within(&config.engine, &config.partitions[0], 1 << 20).expect("there is room");
+            (engine.kv_cache_memory, key)
+        };
+        let by_partition = (Some(ByteSize(3 << 20)), "partitions[0].memory (less 1.0 MiB of weights)".to_owned());
+        assert_eq!(bounded(""), by_partition);
+        assert_eq!(bounded("kv_cache_memory = \"9MiB\""), by_partition);
+        assert_eq!(bounded("kv_cache_memory = \"2MiB\""), (Some(ByteSize(2 << 20)), KV_CACHE_MEMORY.to_owned()));
+    }
 }

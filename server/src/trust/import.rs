@@ -36,9 +36,19 @@ pub struct Imported {
     /// A folder, or a GGUF file.
     pub path: PathBuf,
     pub digest: ModelDigest,
-    pub is_signed: bool,
+    pub signature: CopiedSignature,
     /// Files of a copy that was there already, and damaged.
     pub num_mended: usize,
+}
+
+/// Which signature a copy has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopiedSignature {
+    None,
+    /// That of the source, or where that has none, the one that was there.
+    Kept,
+    /// The one that was there: the source has another, and nobody asked whose that is.
+    Former,
 }
 
 /// A folder in which a copy is made. Gone when dropped.
@@ -111,7 +121,7 @@ impl Import<'_> {
     }
 
     /// A model that is there already under this name is left as it is, unless it is the same and damaged; if it is the same,
-    /// it may get a signature.
+    /// it may get a signature, or another one of a key that is trusted.
     fn name_it(&self, staged: Staged, watch: Watch<'_>) -> Result<Imported, TrustError> {
         let Staged { stage: Stage { folder, _lock }, manifest, signature } = staged;
         let models = self.data_dir.join("models");
@@ -119,16 +129,18 @@ impl Import<'_> {
         let is_gguf = manifest.files().iter().any(|file| file.name == Manifest::GGUF);
         let [as_folder, as_file] = places(&models, &self.name);
         let imported =
-            |path: PathBuf, is_signed| Imported { path, digest: manifest.digest(), is_signed, num_mended: 0 };
+            |path: PathBuf, signature| Imported { path, digest: manifest.digest(), signature, num_mended: 0 };
         if let Some(path) = [&as_folder, &as_file].into_iter().find(|path| path.exists()) {
             let manifest_files = manifest_files_of(path);
             if manifest_files.manifest()?.as_ref() != Some(&manifest) {
                 return Err(TrustError::Exists(path.clone()));
             }
-            let is_signed = signature.is_some() || manifest_files.signature()?.is_some();
+            let former = manifest_files.signature()?;
+            let copied = self.choose_signature(signature.as_deref(), former.as_deref());
             let num_mended = mend(path, &manifest, (folder.path(), watch))?;
+            let signature = signature.filter(|_| copied == CopiedSignature::Kept);
             manifest_files.write(&manifest, signature.as_deref())?;
-            return Ok(Imported { num_mended, ..imported(path.clone(), is_signed) });
+            return Ok(Imported { num_mended, ..imported(path.clone(), copied) });
         }
         let path = if is_gguf { as_file } else { as_folder };
         if is_gguf {
@@ -139,7 +151,17 @@ impl Import<'_> {
             fs::rename(folder.keep(), &path).map_err(at(&path))?;
         }
         File::open(&models).and_then(|folder| folder.sync_all()).map_err(at(&models))?;
-        Ok(imported(path, signature.is_some()))
+        let copied = self.choose_signature(signature.as_deref(), None);
+        Ok(imported(path, copied))
+    }
+
+    /// One that nobody checked takes no other one's place, which may be good.
+    fn choose_signature(&self, new: Option<&[u8]>, former: Option<&[u8]>) -> CopiedSignature {
+        match (new, former) {
+            (None, None) => CopiedSignature::None,
+            (Some(new), Some(former)) if new != former && self.trust.is_none() => CopiedSignature::Former,
+            _ => CopiedSignature::Kept,
+        }
     }
 }
 
@@ -182,7 +204,7 @@ impl ImportedName {
     /// That of the source's last part: `./runs/step-10`, `org/name@v1`, `model.tar`.
     pub fn of_source(source: &str) -> Result<Self, TrustError> {
         let last = source.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-        let last = [".gguf", ".tar"].iter().find_map(|ending| last.strip_suffix(ending)).unwrap_or(last);
+        let last = [".gguf", ".GGUF", ".tar"].iter().find_map(|ending| last.strip_suffix(ending)).unwrap_or(last);
         last.replace('@', "-").parse()
     }
 }

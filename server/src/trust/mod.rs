@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use passerelle_models::{InvalidManifest, Mismatch, ModelError};
 
 pub use bundle::write_bundle;
-pub use import::{Import, Imported, ImportedName, find_imported};
+pub use import::{CopiedSignature, Import, Imported, ImportedName, find_imported};
 pub use keys::{KeyError, PublicKey, SigningKey};
 pub use manifest_files::{ManifestFiles, TrustedKeys, Watch, sign, stated_digest};
 

@@ -155,14 +155,15 @@ fn a_copy_holds_what_is_part_of_the_checkpoint_and_its_papers() {
     let (folder, data_dir) = (checkpoint(), tempfile::tempdir().unwrap());
     fs::write(folder.path().join("README.md"), "read me").unwrap();
     let imported = import(&data_dir, None).checkpoint(&files(folder.path()), &go_on).unwrap();
-    assert_eq!((imported.path.clone(), imported.is_signed), (data_dir.path().join("models/mine"), false));
+    assert_eq!(imported.path, data_dir.path().join("models/mine"));
+    assert_eq!(imported.signature, CopiedSignature::None);
     assert!(!imported.path.join("README.md").exists());
     let (key, trusted) = keys(data_dir.path(), "lab");
     assert_eq!(sign(&files(&imported.path), &key, &go_on).unwrap(), imported.digest);
     assert_eq!(trusted.verify(&files(&imported.path), &NothingKnown, &go_on).unwrap(), imported.digest);
     // The same again is no harm, and another one is none of this name.
     let again = import(&data_dir, None).checkpoint(&files(folder.path()), &go_on).unwrap();
-    assert_eq!((again.digest, again.is_signed), (imported.digest, true));
+    assert_eq!((again.digest, again.signature), (imported.digest, CopiedSignature::Kept));
     fs::write(folder.path().join("config.json"), "{ }").unwrap();
     let other = import(&data_dir, None).checkpoint(&files(folder.path()), &go_on);
     assert!(matches!(other, Err(TrustError::Exists(_))), "{other:?}");
@@ -196,6 +197,22 @@ fn importing_again_mends_a_damaged_copy_and_takes_nothing_away_that_it_does_not_
     let refused = import_it().unwrap_err().to_string();
     assert!(refused.contains("notes.txt: the manifest does not have it; take it away"), "{refused}");
     assert!(copy.join("notes.txt").exists());
+}
+
+#[test]
+fn a_signature_that_nobody_checked_takes_no_other_one_s_place() {
+    let (folder, data_dir) = (checkpoint(), tempfile::tempdir().unwrap());
+    let ((key, trusted), (other, others)) = (keys(data_dir.path(), "lab"), keys(data_dir.path(), "other"));
+    let source = files(folder.path());
+    let import_it = |trust| import(&data_dir, trust).checkpoint(&source, &go_on).unwrap();
+    sign(&source, &key, &go_on).unwrap();
+    let copy = import_it(Some(&trusted)).path;
+    assert_eq!(import_it(None).signature, CopiedSignature::Kept, "it is the same");
+    sign(&source, &other, &go_on).unwrap();
+    assert_eq!(import_it(None).signature, CopiedSignature::Former);
+    trusted.verify(&files(&copy), &NothingKnown, &go_on).unwrap();
+    assert_eq!(import_it(Some(&others)).signature, CopiedSignature::Kept);
+    others.verify(&files(&copy), &NothingKnown, &go_on).unwrap();
 }
 
 #[test]
@@ -268,7 +285,7 @@ fn a_bundle_brings_a_model_and_its_signature_and_what_was_done_to_it_is_named() 
     let there = tempfile::tempdir().unwrap();
     assert!(matches!(import(&there, Some(&others)).bundle(&bundle, &go_on), Err(TrustError::Untrusted(_))));
     let imported = import(&there, Some(&trusted)).bundle(&bundle, &go_on).unwrap();
-    assert_eq!((imported.digest, imported.is_signed), (digest, true));
+    assert_eq!((imported.digest, imported.signature), (digest, CopiedSignature::Kept));
     assert_eq!(trusted.verify(&files(&imported.path), &NothingKnown, &go_on).unwrap(), digest);
     let whole = fs::read(&bundle).unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
@@ -418,6 +435,7 @@ fn a_copy_is_called_as_its_source_and_nothing_that_leads_elsewhere() {
         ("org/name@v1", "name-v1"),
         ("/media/disk/model.tar", "model"),
         ("a.Q8_0.gguf", "a.Q8_0"),
+        ("B.GGUF", "B"),
         ("demo", "demo"),
     ] {
         assert_eq!(ImportedName::of_source(source).unwrap(), name.parse().unwrap());

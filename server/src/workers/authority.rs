@@ -46,6 +46,12 @@ pub struct LastDay {
 pub enum AuthorityError {
     #[error("{}: {error}", file.display())]
     File { file: PathBuf, error: io::Error },
+    #[error(
+        "{}: is missing, and {} is a certificate for it; bring it back, or remove that too and enrol the workers anew",
+        key.display(),
+        certificate.display()
+    )]
+    KeyIsLost { key: PathBuf, certificate: PathBuf },
     #[error("a certificate could not be made: {0}")]
     Certificate(#[from] rcgen::Error),
 }
@@ -56,8 +62,7 @@ impl Authority {
         let (key_file, certificate_file) = (data_dir.join(AUTHORITY_KEY), data_dir.join(AUTHORITY_CERTIFICATE));
         if !key_file.exists() {
             if certificate_file.exists() {
-                // It is for another key.
-                return Err(in_file(&certificate_file)(io::ErrorKind::AlreadyExists.into()));
+                return Err(AuthorityError::KeyIsLost { key: key_file, certificate: certificate_file });
             }
             write_new(&key_file, &KeyPair::generate()?.serialize_pem())?;
         }

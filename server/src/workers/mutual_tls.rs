@@ -281,4 +281,13 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600, "{file}");
         }
     }
+
+    #[test]
+    fn an_authority_that_lost_its_key_says_which_file_is_missing() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        Authority::open(folder.path()).expect("the folder is writable");
+        std::fs::remove_file(folder.path().join("workers-ca.key")).expect("it is there");
+        let said = Authority::open(folder.path()).expect_err("another key would not fit").to_string();
+        assert!(said.contains("workers-ca.key: is missing") && said.contains("workers-ca.pem is a cert"), "{said}");
+    }
 }

@@ -93,6 +93,19 @@ fn entry(state: &State) -> String {
 }
 
 #[test]
+fn an_enrolment_replaces_no_other_and_says_so() {
+    let state = State::new();
+    let enrol = || {
+        let output = state.command(&["worker", "enrol", "--partition", "far", "--out", "papers"]).output();
+        let output = output.expect("the binary runs");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert!(enrol().0);
+    let (is_made, said) = enrol();
+    assert!(!is_made && said.contains("papers/authority.pem: it is there already"), "{said}");
+}
+
+#[test]
 fn a_worker_of_another_machine_enrols_and_serves_over_mutual_tls() {
     let (state, elsewhere) = (State::new(), State::new());
     let config = |state: &State| {

@@ -38,6 +38,16 @@ fn entries_name_the_tariff_that_bench_measured() {
 }
 
 #[test]
+fn a_tariff_that_bench_measured_is_json_for_whoever_asks_for_json() {
+    let state = State::new();
+    let bench = "bench --prompt 16 --generate 4 --batch 1 --tariff 2026-11-01 --factor 1 --bands 64 --json";
+    let output = state.command(&bench.split(' ').collect::<Vec<_>>()).output().expect("it runs");
+    let tariff: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&tariff["version"], &tariff["prices"][0]["model"]), (&json!("2026-11-01"), &json!("demo")));
+    assert_eq!(tariff["prices"][0]["bands"].as_array().map(Vec::len), Some(2), "{tariff}");
+}
+
+#[test]
 fn a_server_does_not_start_with_a_tariff_that_forgets_its_model() {
     let state = State::new();
     let tariff = "version = \"1\"\nsince = \"2026-11-01\"\nreference = \"a test\"\nprices = []\n";

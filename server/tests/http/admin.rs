@@ -194,6 +194,23 @@ async fn what_makes_no_sense_is_refused_and_named() {
     }
 }
 
+#[tokio::test]
+async fn no_query_of_administration_is_passed_over() {
+    let bench = bench().await;
+    let operator = bench.with(&bench.operator);
+    let document = operator.get("/openapi.json").await.json();
+    let read = document["paths"].as_object().unwrap().iter().filter(|(_, methods)| methods.get("get").is_some());
+    let ours = read.map(|(path, _)| path).filter(|path| path.starts_with("/admin/") || path.starts_with("/v1/me/"));
+    let mut asked = 0;
+    for path in ours {
+        let refused = operator.get(&format!("{path}?colour=1")).await;
+        let told = (refused.status, refused.error_code(), refused.param());
+        assert_eq!(told, (400, "unknown_parameter".to_owned(), Some("colour".to_owned())), "{path}");
+        asked += 1;
+    }
+    assert!(asked > 5, "{asked}");
+}
+
 /// Whoever asks with a field that nobody knows is told those that the handler knows.
 #[tokio::test]
 async fn what_is_described_of_administration_is_what_its_handlers_read() {

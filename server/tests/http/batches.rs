@@ -5,11 +5,12 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate::common::client::{Client, Reply};
 use crate::common::model::Gate;
 use crate::common::{MODEL, Options, PATIENCE, Seen, Server, limit, until};
-use passerelle::api::run_batches;
+use passerelle::api::{ApiConfig, run_batches};
 use passerelle::batches::{BatchBounds, Disk};
 use passerelle::gateway::Limit;
 use passerelle_engine::Class;
@@ -179,6 +180,66 @@ async fn a_batch_that_a_restart_interrupts_goes_on_and_runs_nothing_twice() {
     let output = lines_of(&client, &batch["output_file_id"]).await;
     let ids: BTreeSet<String> = output.iter().map(|line| line["custom_id"].to_string()).collect();
     assert_eq!((output.len(), ids.len()), (40, 40));
+    runner.abort();
+}
+
+/// A server that is stopped once some of 40 requests are answered, and the batch.
+async fn stopped_half_way(folder: &TempDir) -> Value {
+    let lines: Vec<Value> = (0..40).map(|n| line(&format!("r{n}"), &format!("answer {n}"))).collect();
+    let server = Server::with(keeping(folder)).await;
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let batch = create(&server.client(), &jsonl(&lines)).await;
+    wait_until(&server.client(), &batch, |batch| batch["request_counts"]["completed"].as_u64() >= Some(5)).await;
+    runner.abort();
+    let _: Result<(), _> = runner.await;
+    batch
+}
+
+#[tokio::test]
+async fn a_limit_that_is_lowered_ends_no_batch_that_has_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let batch = stopped_half_way(&folder).await;
+    let batches = BatchBounds { max_requests: 10, ..BatchBounds::default() };
+    let server = Server::with(Options { batches, ..keeping(&folder) }).await;
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let batch = wait_until(&server.client(), &batch, is("completed")).await;
+    assert_eq!(batch["request_counts"], json!({"total": 40, "completed": 40, "failed": 0}));
+    runner.abort();
+}
+
+#[tokio::test]
+async fn a_batch_whose_input_is_gone_ends_and_what_it_answered_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let batch = stopped_half_way(&folder).await;
+    let input = batch["input_file_id"].as_str().unwrap();
+    std::fs::remove_file(folder.path().join(format!("files/{input}.data"))).unwrap();
+    let server = Server::with(keeping(&folder)).await;
+    let client = server.client();
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let batch = wait_until(&client, &batch, is("failed")).await;
+    assert!(batch["errors"]["data"][0]["message"].as_str().unwrap().contains("input file"), "{batch}");
+    let answered = lines_of(&client, &batch["output_file_id"]).await.len();
+    assert!(answered >= 5);
+    assert_eq!(batch["request_counts"], json!({"total": 40, "completed": answered, "failed": 0}));
+    runner.abort();
+}
+
+#[tokio::test]
+async fn a_batch_bounds_its_requests_and_the_time_for_an_answer_does_not() {
+    let (folder, gate) = (tempfile::tempdir().unwrap(), Gate::closed());
+    let api = ApiConfig { request_timeout: Duration::from_millis(20), ..ApiConfig::default() };
+    let seen = Seen::default();
+    let server = Server::with(Options { api, gate: gate.clone(), seen: seen.clone(), ..keeping(&folder) }).await;
+    let client = server.client();
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let batch = create(&client, &jsonl(&[line("a", "x")])).await;
+    until(|| seen.count(Class::Batch) == 1).await;
+    let late = client.post(CHAT, &line("b", "y")["body"]).await;
+    assert_eq!((late.status, late.error_code().as_str()), (503, "request_timeout"));
+    gate.release();
+    let batch = wait_until(&client, &batch, is("completed")).await;
+    assert_eq!(batch["request_counts"], json!({"total": 1, "completed": 1, "failed": 0}));
+    assert_eq!(seen.count(Class::Batch), 1, "it was not asked again");
     runner.abort();
 }
 

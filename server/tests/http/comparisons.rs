@@ -103,6 +103,8 @@ async fn what_cannot_be_compared_is_refused_by_name_and_costs_nothing() {
     assert_refused(&client.post(COMPLETIONS, &with("model", json!("test/nobody"))).await, (404, "model"));
     let too_long = client.post(COMPLETIONS, &with("prompt", json!("x".repeat(LONGEST_COMPARED + 1)))).await;
     assert_refused(&too_long, (400, "prompt"));
+    let one_too_long = json!(["short", "x".repeat(LONGEST_COMPARED + 1)]);
+    assert_refused(&client.post(COMPLETIONS, &with("prompt", one_too_long)).await, (400, "prompt[1]"));
     for (field, value) in [
         ("max_tokens", json!(1)),
         ("stream", json!(true)),
@@ -115,8 +117,7 @@ async fn what_cannot_be_compared_is_refused_by_name_and_costs_nothing() {
     ] {
         assert_refused(&client.post(COMPLETIONS, &with(field, value)).await, (400, field));
     }
-    let totals = server.state.ledger().totals();
-    assert_eq!((totals.open, totals.prompt_tokens), (0, 0));
+    assert_eq!(server.state.ledger().totals().reservations_taken, 0);
 }
 
 #[tokio::test]
@@ -127,6 +128,18 @@ async fn nobody_pays_for_a_list_that_the_server_fails() {
     assert_eq!((failed.status, failed.error_code()), (500, "engine_failed".to_owned()));
     let totals = server.state.ledger().totals();
     assert_eq!((totals.open, totals.settled, totals.prompt_tokens), (0, 4, 0));
+}
+
+/// The first prompt is over before the second one's step breaks.
+#[tokio::test]
+async fn nobody_pays_for_a_list_of_answers_that_the_server_fails() {
+    let server = Server::with(Options::default()).await;
+    let prompts = json!(["this one is fine", "break: it"]);
+    let body = json!({"model": MODEL, "prompt": prompts, "max_tokens": 0, "echo": true, "logprobs": 1});
+    let failed = server.client().post(COMPLETIONS, &body).await;
+    assert_eq!((failed.status, failed.error_code()), (500, "engine_failed".to_owned()));
+    let totals = server.state.ledger().totals();
+    assert_eq!((totals.open, totals.settled, totals.prompt_tokens), (0, 2, 0));
 }
 
 #[tokio::test]

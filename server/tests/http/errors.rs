@@ -68,8 +68,17 @@ async fn what_the_kv_cache_can_never_hold_names_the_context() {
     let options = Options::default();
     let engine = EngineConfig { num_kv_blocks: 4, ..options.engine.clone() };
     let server = Server::with(Options { engine, ..options }).await;
-    let reply = server.client().post(CHAT, &chat(json!({"max_tokens": 500}))).await;
-    refused(&reply, 400, "context_length_exceeded", Some("max_tokens"));
+    let client = server.client();
+    let response = json!({"model": MODEL, "input": "hi", "max_output_tokens": 500});
+    let scored = json!({"model": MODEL, "prompt": "x".repeat(500), "max_tokens": 0, "echo": true});
+    for (path, body, field) in [
+        (CHAT, chat(json!({"max_tokens": 500})), "max_tokens"),
+        (CHAT, chat(json!({"max_tokens": null, "max_completion_tokens": 500})), "max_completion_tokens"),
+        ("/v1/responses", response, "max_output_tokens"),
+        ("/v1/completions", scored, "prompt"),
+    ] {
+        refused(&client.post(path, &body).await, 400, "context_length_exceeded", Some(field));
+    }
     server.assert_at_rest().await;
 }
 
@@ -148,17 +157,61 @@ async fn a_prompt_may_fill_the_context_and_not_pass_it() {
     assert_eq!(client.post("/v1/completions", &fills).await.status, 200);
     let passes = json!({"model": MODEL, "prompt": vec![97; 2048], "max_tokens": 1});
     let reply = client.post("/v1/completions", &passes).await;
-    refused(&reply, 400, "context_length_exceeded", Some("max_tokens"));
-    assert!(reply.message().contains("2048") && reply.message().contains("2049"), "{}", reply.message());
-    assert!(reply.message().ends_with("Shorten the prompt."), "no answer is short enough: {}", reply.message());
-    let long = "x".repeat(5000);
-    let reply = client.post(CHAT, &json!({"model": MODEL, "messages": [{"role": "user", "content": long}]})).await;
-    assert_eq!(reply.error_code(), "context_length_exceeded");
+    refused(&reply, 400, "context_length_exceeded", Some("prompt"));
+    let told = "This model's context length is 2048 tokens, and `prompt` has 2048, which leaves none for the answer. \
+                Shorten it.";
+    assert_eq!(reply.message(), told);
     let endless = json!({"model": MODEL, "prompt": "x".repeat((2 << 20) + 1)});
     let reply = client.post("/v1/completions", &endless).await;
-    assert_eq!((reply.status, reply.error_code().as_str()), (400, "context_length_exceeded"));
+    refused(&reply, 400, "context_length_exceeded", Some("prompt"));
     assert!(reply.message().contains("2097153") && reply.message().contains("2048 tokens"), "{}", reply.message());
     server.assert_at_rest().await;
+}
+
+/// Whether it was counted in tokens or has more bytes than are.
+#[tokio::test]
+async fn a_prompt_that_is_too_long_by_itself_is_named_as_its_caller_calls_it() {
+    let server = Server::start().await;
+    let client = server.client();
+    for length in [3000, (2 << 20) + 1] {
+        let long = "x".repeat(length);
+        for (path, field, prompt) in [
+            ("/v1/completions", "prompt", json!({"prompt": long})),
+            ("/v1/completions", "prompt[1]", json!({"prompt": ["short", long]})),
+            (CHAT, "messages", json!({"messages": [{"role": "user", "content": long}], "max_completion_tokens": 5})),
+            ("/v1/responses", "input", json!({"input": long, "max_output_tokens": 5})),
+        ] {
+            let mut body = prompt;
+            body["model"] = json!(MODEL);
+            let reply = client.post(path, &body).await;
+            refused(&reply, 400, "context_length_exceeded", Some(field));
+            assert!(!reply.message().contains("lower"), "{path}: {}", reply.message());
+        }
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_only_read_may_fill_the_context_and_what_is_longer_is_refused_before_anything_is_reserved() {
+    let server = Server::start().await;
+    let client = server.client();
+    let read = |prompt: Value| json!({"model": MODEL, "prompt": prompt, "max_tokens": 0, "echo": true});
+    let long = vec![97; 2049];
+    for (prompt, field) in [(json!(long), "prompt"), (json!(["short", "x".repeat(2049)]), "prompt[1]")] {
+        let reply = client.post("/v1/completions", &read(prompt)).await;
+        refused(&reply, 400, "context_length_exceeded", Some(field));
+    }
+    assert_eq!(server.state.ledger().totals().reservations_taken, 0);
+    assert_eq!(client.post("/v1/completions", &read(json!(vec![97; 2048]))).await.status, 200);
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn who_sends_no_text_to_count_is_told_both_fields_that_may_hold_one() {
+    let server = Server::start().await;
+    let reply = server.client().post("/tokenize", &json!({"model": MODEL})).await;
+    refused(&reply, 400, "missing_required_parameter", Some("prompt"));
+    assert_eq!(reply.message(), "Missing required parameter: `prompt` or `messages`.");
 }
 
 #[tokio::test]

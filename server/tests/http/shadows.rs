@@ -100,6 +100,15 @@ fn items(file: &Path) -> Vec<Scored> {
 }
 
 #[tokio::test]
+async fn the_tokenizer_of_an_alias_is_that_of_its_model() {
+    let bench = Bench::start(Options::default()).await;
+    let info = async |model: &str| bench.user.get(&format!("/tokenizer_info?model={model}")).await.json();
+    let of_model = info(MODEL).await;
+    assert!(of_model["vocab_size"].is_number());
+    assert_eq!(info(ALIAS).await, of_model);
+}
+
+#[tokio::test]
 async fn whoever_asked_is_answered_and_billed_as_if_no_candidate_was_asked_too() {
     let bench = Bench::start(Options::default()).await;
     // So that what comes after finds the same in the cache.

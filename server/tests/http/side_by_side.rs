@@ -46,6 +46,11 @@ async fn what_is_too_long_to_compare_is_refused_before_anything_is_reserved() {
         let numbers = [LONGEST_COMPARED.to_string(), prompt_tokens.to_string()];
         assert!(numbers.iter().all(|number| refused.message().contains(number)), "{}", refused.message());
     }
+    let messages = json!([{"role": "user", "content": "x".repeat(LONGEST_COMPARED)}]);
+    let conversation = json!({"models": [MODEL, RIVAL], "messages": messages, "max_tokens": 5});
+    let refused = client.post(ROUTE, &conversation).await;
+    assert_eq!((refused.status, refused.param().as_deref()), (400, Some("messages")));
+    assert!(!refused.message().contains("lower"), "no answer is short enough: {}", refused.message());
     assert_eq!(server.state.ledger().totals().reservations_taken, 0);
 }
 

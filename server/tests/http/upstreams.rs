@@ -1,6 +1,8 @@
 //! Other servers as replicas: what they say comes out as ours, what they break is tried elsewhere or told as it is, and
 //! everything is counted once.
 
+mod here_and_elsewhere;
+mod lengths;
 mod script;
 
 use std::collections::BTreeSet;
@@ -20,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use crate::common::{MODEL, Options, PATIENCE, Server};
+use crate::common::{Options, PATIENCE, Server};
 use script::{Act, Scripted, chat_answer, chat_piece, completion_answer};
 
 const REMOTE: &str = "big";
@@ -383,36 +385,22 @@ async fn a_client_that_leaves_ends_the_work_over_there_and_pays_what_came() {
     assert!(server.state.serving().router.replicas().all(|replica| replica.tokens_in_flight() == 0));
 }
 
+/// An answer has begun when the other prompt of its list is refused: nobody sees it, and nobody pays.
 #[tokio::test]
-async fn a_model_may_run_here_and_elsewhere() {
-    let upstream = Scripted::always(Act::Say(completion_answer("theirs", 3))).await;
-    let server = Server::with(Options::default()).await;
-    serve(&server.state, vec![replica(upstream.address, MODEL, 1)]);
-    let mut answers = Vec::new();
-    for _ in 0..16 {
-        let body = json!({"model": MODEL, "prompt": "hello", "max_tokens": 2});
-        let answer = server.client().post("/v1/completions", &body).await.json();
-        answers.push(answer["choices"][0]["text"].as_str().unwrap().to_owned());
-    }
-    let theirs = answers.iter().filter(|text| *text == "theirs").count();
-    assert!((1..16).contains(&theirs), "{answers:?}");
-    assert_eq!(upstream.asked().len(), theirs);
-    assert!(upstream.asked()[0].body["prompt"].is_array(), "the very tokens that an engine here would get");
-    assert_eq!(settled(&server).await.settled, 16);
-}
-
-/// Upstreams are asked for one answer; that several of them have the model too costs a request none of its tries.
-#[tokio::test]
-async fn several_answers_come_from_the_engine_here_though_many_upstreams_have_the_model() {
-    let upstream = Scripted::always(Act::Break).await;
-    let server = Server::with(Options::default()).await;
-    serve(&server.state, (1..=6).map(|id| replica(upstream.address, MODEL, id)).collect());
-    for index in 0..8 {
-        let body = json!({"model": MODEL, "prompt": format!("{index} hello"), "max_tokens": 1, "n": 2});
+async fn a_list_that_an_upstream_cannot_begin_is_free() {
+    let begins = |body: &Value| match &body["prompt"] {
+        prompt if *prompt == json!("a") => Act::Say(completion_answer("theirs", 3)),
+        _ => Act::Refuse(500, "", ""),
+    };
+    for stream in [false, true] {
+        let upstream = Scripted::by_body(begins).await;
+        let server = gateway(&[upstream.address]).await;
+        let body = json!({"model": REMOTE, "prompt": ["a", "b"], "max_tokens": 2, "stream": stream});
         let reply = server.client().post("/v1/completions", &body).await;
-        assert_eq!(reply.status, 200, "{}", reply.text());
+        assert_eq!(reply.status, 502, "{}", reply.text());
+        let totals = settled(&server).await;
+        assert_eq!((totals.prompt_tokens, totals.generated_tokens), (0, 0), "streamed: {stream}");
     }
-    assert!(upstream.asked().is_empty());
 }
 
 #[tokio::test]

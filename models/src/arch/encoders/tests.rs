@@ -100,6 +100,18 @@ fn what_an_encoder_cannot_honour_is_refused_by_name() {
 }
 
 #[test]
+fn heads_that_no_step_can_take_are_refused_when_they_are_read() {
+    for name in ["bert", "modernbert"] {
+        refused(name, "num_attention_heads", json!(48));
+    }
+    let heads_of_three = json!({ "num_attention_heads": 16 });
+    let odd = with("modernbert", heads_of_three.clone()).unwrap_err().to_string();
+    assert!(odd.contains(": head_dim: 3 rotated elements"), "{odd}");
+    // Nothing turns.
+    with("bert", heads_of_three).unwrap();
+}
+
+#[test]
 fn roberta_counts_its_positions_from_after_the_padding_token() {
     let spec = with("xlm_roberta", json!({})).unwrap();
     assert_eq!((spec.max_position, spec.position_table.unwrap().first), (126, 2));
@@ -142,6 +154,18 @@ fn scores_are_what_the_file_says_they_are() {
     assert_eq!(of("bert_reranker", named), ScoreActivation::Identity);
     let old = json!({ "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity" });
     assert_eq!(of("bert_reranker", old), ScoreActivation::Identity);
+}
+
+#[test]
+fn a_function_of_scores_is_refused_with_those_that_are_read() {
+    let named = |function: &str| {
+        let function = format!("torch.nn.{function}");
+        with("camembert_classifier", json!({ "sbert_ce_default_activation_function": function }))
+    };
+    let refusal = named("ReLU").unwrap_err().to_string();
+    let supported: Vec<_> = refusal.rsplit("supported: ").next().unwrap().split(", ").collect();
+    assert_eq!(supported, ["Identity", "Sigmoid", "Softmax"]);
+    supported.into_iter().for_each(|function| drop(named(function).unwrap()));
 }
 
 /// Fields as published checkpoints write them.

@@ -124,16 +124,6 @@ impl BlockPanels {
     }
 }
 
-/// What is added to a quant so that it is not negative.
-pub(super) const fn offset(dtype: StoredDtype) -> i32 {
-    match dtype {
-        StoredDtype::Q8_0 => 128,
-        StoredDtype::Q4_0 => 8,
-        StoredDtype::Q6K => 32,
-        _ => 0,
-    }
-}
-
 /// A row as blocks of `dtype`, as which it is stored or else rounded.
 fn encoded(dtype: StoredDtype, (stored, bytes): (StoredDtype, &[u8])) -> Cow<'_, [u8]> {
     if stored == dtype {
@@ -164,7 +154,8 @@ fn put_blocks<'a>(dtype: StoredDtype, place: &mut [u8], blocks: impl Iterator<It
     for unit in 0..layout.num_units {
         let steps = place[layout.unit(unit)..][..layout.unit_bytes].as_chunks_mut::<STEP>().0;
         for (row, block) in blocks.clone().enumerate() {
-            let quants = blocks::quants(dtype, block, unit).map(|quant| (i32::from(quant) + offset(dtype)) as u8);
+            let offset = dtype.quant_offset();
+            let quants = blocks::quants(dtype, block, unit).map(|quant| (i32::from(quant) + offset) as u8);
             put_quants(dtype, steps, (row, &quants));
         }
     }
@@ -220,5 +211,5 @@ fn take_quants(dtype: StoredDtype, steps: &[[u8; STEP]], row: usize) -> [i8; UNI
             }
         }
     }
-    std::array::from_fn(|k| (i32::from(quants[k / 4][k % 4]) - offset(dtype)) as i8)
+    std::array::from_fn(|k| (i32::from(quants[k / 4][k % 4]) - dtype.quant_offset()) as i8)
 }

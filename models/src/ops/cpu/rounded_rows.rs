@@ -8,7 +8,6 @@
 
 use std::ops::Range;
 
-use super::block_panels::offset;
 use super::buffer::Plain;
 use super::instructions::Instructions;
 use super::launch::{Kernel, Output, integer_tile, launch, split_rows};
@@ -167,8 +166,8 @@ pub(super) struct UnitFacts {
     pub(super) begins: Begins,
 }
 
-/// Where an integer product begins so that the [`offset`] of its quants is not in it: minus that times the sum of the unit's
-/// elements, or of its first 16 and of the other 16.
+/// Where an integer product begins so that the [`StoredDtype::quant_offset`] of its quants is not in it: minus that times the
+/// sum of the unit's elements, or of its first 16 and of the other 16.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Begins {
     pub(super) q8_0: i32,
@@ -293,7 +292,7 @@ fn round_unit<A: Activation>(x: &[f32; UNIT]) -> (A::Elements, UnitFacts) {
     let (first, second) = elements.split_at(UNIT / 2);
     let sums: [i32; 2] = [first.iter().sum(), second.iter().sum()];
     let (scale, sum) = (largest / A::LARGEST, sums[0] + sums[1]);
-    let begin = |dtype, sum: i32| -offset(dtype) * sum;
+    let begin = |dtype: StoredDtype, sum: i32| -dtype.quant_offset() * sum;
     let begins = Begins {
         q8_0: begin(StoredDtype::Q8_0, sum),
         q4_0: begin(StoredDtype::Q4_0, sum),

@@ -2,12 +2,13 @@
 
 use candle_core::{DType, Tensor};
 
-use super::args::attention::{AttentionArgs, AttentionShape, MOST_HEAD_DIM};
+use super::args::attention::{AttentionArgs, AttentionShape};
 use super::launch::{Address, Float};
 use super::step::StepLayout;
 use super::tensors::{address, float_of, unwritten};
 use crate::ModelError;
 use crate::kv_cache::KvLayer;
+use crate::kv_cache_spec::MOST_GPU_HEAD_DIM;
 use crate::ops::{AttentionParams, AttentionPlan, Compute, PerHead};
 
 /// Shapes and block tables are checked by the caller. Tokens that are alone in the step, and the chunks of longer ones, are
@@ -58,8 +59,8 @@ pub(crate) fn paged_attention(
 
 fn attention_shape(q: &Tensor, layer: &KvLayer) -> Result<AttentionShape, ModelError> {
     let (_, num_heads, head_dim) = q.dims3()?;
-    if head_dim > MOST_HEAD_DIM {
-        return Err(ModelError::Input(format!("heads of {head_dim}: on a GPU at most {MOST_HEAD_DIM}")));
+    if head_dim > MOST_GPU_HEAD_DIM {
+        return Err(ModelError::Input(format!("heads of {head_dim}: on a GPU at most {MOST_GPU_HEAD_DIM}")));
     }
     let cache = layer.k.dtype();
     let cache = Float::of(cache).ok_or_else(|| ModelError::Input(format!("a KV cache of {cache:?}")))?;

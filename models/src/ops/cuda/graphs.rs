@@ -61,9 +61,11 @@ impl Graphs {
         let Some(index) = self.shapes.iter().position(|known| known.shape == shape && known.is_over(cache)) else {
             return Ok((self.first(compute, shape, (input, cache), forward)?, false));
         };
+        // Before the recording is at stake: a step that the cache has no blocks for says nothing against it.
+        cache.check(input)?;
         let mut known = self.shapes.remove(index);
         let replayed = match (&known.recording, &self.logits) {
-            (Some(recording), Some(logits)) => Some(known.replay(compute, recording, (input, cache), logits)),
+            (Some(recording), Some(logits)) => Some(known.replay(compute, recording, input, logits)),
             _ => None,
         };
         if let Some(Err(error)) = &replayed {
@@ -145,17 +147,16 @@ impl Graphs {
 }
 
 impl Known {
-    /// The logits of the step, in memory of their own.
+    /// The logits of the step, in memory of their own. The caller checks `input` against the cache.
     fn replay(
         &self,
         compute: &Compute,
         recording: &Recording,
-        (input, cache): (&ModelInput, &mut KvCache),
+        input: &ModelInput,
         logits: &Tensor,
     ) -> Result<Tensor, ModelError> {
-        cache.check(input)?;
         self.integers.write(compute.gpu(), &self.shape.words(input).words)?;
-        // SAFETY: the cache lies where it lay; weights, integers and logits are this model's.
+        // SAFETY: the cache lies where it lay and has the input's blocks; weights, integers and logits are this model's.
         unsafe { recording.replay(compute.gpu()) }?;
         of_rows(logits, input.num_tokens())
     }

@@ -2,12 +2,12 @@
 
 use candle_core::Tensor;
 
-use super::args::attention::MOST_HEAD_DIM;
 use super::args::qkv::QkvArgs;
 use super::launch::Float;
 use super::tensors::{address, address_if_any, float_of, unwritten};
 use crate::ModelError;
 use crate::kv_cache::KvLayer;
+use crate::kv_cache_spec::MOST_GPU_HEAD_DIM;
 use crate::ops::prepare_qkv::QkvPreparation;
 use crate::ops::{AttentionPlan, Compute, Operand};
 
@@ -23,7 +23,7 @@ pub(crate) fn prepare_qkv(
     let (m, head_dim) = (qkv.dim(0)?, layer.head_dim());
     let q = unwritten(&[m, preparation.num_heads, head_dim], qkv.dtype(), &qkv)?;
     let cache = layer.k.dtype();
-    let cache = Float::of(cache).filter(|_| head_dim <= MOST_HEAD_DIM);
+    let cache = Float::of(cache).filter(|_| head_dim <= MOST_GPU_HEAD_DIM);
     let cache = cache.ok_or_else(|| ModelError::Input(format!("a KV cache with heads of {head_dim} on a GPU")))?;
     let norms = preparation.norms.as_ref();
     let angles = preparation.angles;

@@ -11,15 +11,21 @@ pub(super) struct Cursor<'a> {
     file: &'a Path,
     bytes: &'a [u8],
     at: usize,
+    /// Whether more was asked for than there is.
+    ran_out: bool,
 }
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(file: &'a Path, bytes: &'a [u8], at: usize) -> Self {
-        Self { file, bytes, at }
+        Self { file, bytes, at, ran_out: false }
     }
 
     pub(super) fn position(&self) -> usize {
         self.at
+    }
+
+    pub(super) fn ran_out(&self) -> bool {
+        self.ran_out
     }
 
     pub(super) fn refuse(&self, what: &str, problem: impl Into<String>) -> ModelError {
@@ -31,6 +37,7 @@ impl<'a> Cursor<'a> {
         let left = self.bytes.len() - self.at;
         let taken = usize::try_from(len).ok().filter(|len| *len <= left);
         let Some(len) = taken else {
+            self.ran_out = true;
             let problem = format!("needs {len} bytes where the file has {left} left; fetch the file again");
             return Err(self.refuse(what, problem));
         };

@@ -27,10 +27,29 @@ pub(crate) struct Header {
     pub(crate) tensors: Vec<StoredTensor>,
 }
 
+/// What the beginning of a file comes to. Errors name the file and the key or tensor.
+#[derive(Debug)]
+pub(crate) enum HeaderRead {
+    Whole(Header),
+    /// The header goes on where the beginning ends. An error where that is the end of the file, too.
+    Short(ModelError),
+    /// With more bytes the error would be the same.
+    Refused(ModelError),
+}
+
 impl Header {
-    /// `bytes` are the beginning of a file of `file_bytes`. Errors name `file` and the key or tensor.
-    pub(crate) fn read(file: &Path, bytes: &[u8], file_bytes: u64) -> Result<Self, ModelError> {
+    /// `bytes` are the beginning of a file of `file_bytes`.
+    pub(crate) fn read(file: &Path, bytes: &[u8], file_bytes: u64) -> HeaderRead {
         let mut cursor = Cursor::new(file, bytes, 0);
+        let read = Self::read_from(&mut cursor, (file, file_bytes));
+        match read {
+            Ok(header) => HeaderRead::Whole(header),
+            Err(error) if cursor.ran_out() => HeaderRead::Short(error),
+            Err(error) => HeaderRead::Refused(error),
+        }
+    }
+
+    fn read_from(cursor: &mut Cursor<'_>, (file, file_bytes): (&Path, u64)) -> Result<Self, ModelError> {
         let magic: [u8; 4] = cursor.array("magic")?;
         if magic != MAGIC {
             return Err(cursor.refuse("magic", "does not begin with GGUF, so it is no GGUF file; fetch it again"));
@@ -45,7 +64,7 @@ impl Header {
         }
         let num_tensors = cursor.u64("tensor_count")?;
         let num_entries = cursor.u64("metadata_kv_count")?;
-        let metadata = GgufMetadata::read(file, &mut cursor, num_entries)?;
+        let metadata = GgufMetadata::read(file, cursor, num_entries)?;
         if metadata.count(SPLITS_KEY)?.is_some_and(|splits| splits > 1) {
             let problem = "a model in several files; merge them with `llama-gguf-split --merge`";
             return Err(metadata.refuse(SPLITS_KEY, problem));
@@ -55,7 +74,7 @@ impl Header {
             let problem = format!("{alignment} is no power of two of at most {MAX_ALIGNMENT}");
             return Err(metadata.refuse(ALIGNMENT_KEY, problem));
         }
-        let tensors = tensors::read(&mut cursor, num_tensors, (alignment, file_bytes))?;
+        let tensors = tensors::read(cursor, num_tensors, (alignment, file_bytes))?;
         Ok(Self { metadata, tensors })
     }
 }

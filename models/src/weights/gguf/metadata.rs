@@ -14,6 +14,8 @@ const MAX_ENTRIES: u64 = 4_096;
 const MAX_TEXT_BYTES: u64 = 1 << 20;
 /// Four times the largest known vocabulary.
 const MAX_ARRAY_LEN: u64 = 1 << 20;
+/// Of all keys, texts and lists together, which are kept: more than ten times what the largest known vocabulary takes.
+const MAX_BYTES: usize = 256 << 20;
 /// The longest array that a field of a model's shape holds: an element for each layer.
 const MAX_FIELD_ARRAY_LEN: usize = 1_024;
 
@@ -43,6 +45,15 @@ enum Entry {
 impl GgufMetadata {
     /// Reads `num_entries` keys with their values. Errors name the key.
     pub(super) fn read(file: &Path, cursor: &mut Cursor<'_>, num_entries: u64) -> Result<Self, ModelError> {
+        Self::read_within(MAX_BYTES, file, cursor, num_entries)
+    }
+
+    fn read_within(
+        max_bytes: usize,
+        file: &Path,
+        cursor: &mut Cursor<'_>,
+        num_entries: u64,
+    ) -> Result<Self, ModelError> {
         if num_entries > MAX_ENTRIES {
             let problem = format!("{num_entries} keys; at most {MAX_ENTRIES} are read");
             return Err(cursor.refuse("metadata_kv_count", problem));
@@ -52,9 +63,10 @@ impl GgufMetadata {
             let key = cursor.name(&format!("key {index} of the metadata"))?;
             let kind = cursor.u32(&key)?;
             let entry = match kind {
-                ARRAY => metadata.read_array(cursor, &key)?,
+                ARRAY => metadata.read_array(cursor, (&key, max_bytes))?,
                 _ => Entry::Value(read_value(cursor, &key, kind)?),
             };
+            check_total(cursor, (&key, max_bytes))?;
             if metadata.entries.contains_key(&key) {
                 return Err(cursor.refuse(&key, "occurs twice in the metadata"));
             }
@@ -63,7 +75,7 @@ impl GgufMetadata {
         Ok(metadata)
     }
 
-    fn read_array(&mut self, cursor: &mut Cursor<'_>, key: &str) -> Result<Entry, ModelError> {
+    fn read_array(&mut self, cursor: &mut Cursor<'_>, (key, max_bytes): (&str, usize)) -> Result<Entry, ModelError> {
         let element = cursor.u32(key)?;
         let len = cursor.u64(key)?;
         if len > MAX_ARRAY_LEN {
@@ -73,6 +85,7 @@ impl GgufMetadata {
         if element == STRING {
             for _ in 0..len {
                 let text = cursor.string_bytes(key, MAX_TEXT_BYTES)?;
+                check_total(cursor, (key, max_bytes))?;
                 self.arrays.extend((text.len() as u64).to_le_bytes());
                 self.arrays.extend(text);
             }
@@ -80,7 +93,9 @@ impl GgufMetadata {
             let Some(width) = width_of(element) else {
                 return Err(cursor.refuse(key, format!("a list of elements of type {element}, which is not read")));
             };
-            self.arrays.extend(cursor.take(key, len * width)?);
+            let numbers = cursor.take(key, len * width)?;
+            check_total(cursor, (key, max_bytes))?;
+            self.arrays.extend(numbers);
         }
         Ok(Entry::Array { element, len, bytes: begin..self.arrays.len() })
     }
@@ -181,6 +196,16 @@ impl GgufMetadata {
     }
 }
 
+/// Errors where what was read up to here is too much to keep.
+fn check_total(cursor: &Cursor<'_>, (key, max_bytes): (&str, usize)) -> Result<(), ModelError> {
+    if cursor.position() <= max_bytes {
+        return Ok(());
+    }
+    let problem =
+        format!("with it there are more than {max_bytes} bytes of keys, texts and lists; no model needs as many");
+    Err(cursor.refuse(key, problem))
+}
+
 /// Bytes of a scalar type; `None` for what is no scalar.
 fn width_of(kind: u32) -> Option<u64> {
     match kind {
@@ -222,5 +247,43 @@ fn read_value(cursor: &mut Cursor<'_>, key: &str, kind: u32) -> Result<Value, Mo
             float(cursor, number)
         }
         other => Err(cursor.refuse(key, format!("a value of type {other}, which the format does not have"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Vec<u8> {
+        [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+    }
+
+    fn entry(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+        [&text(key)[..], &kind.to_le_bytes(), value].concat()
+    }
+
+    fn list(element: u32, len: u64, elements: &[u8]) -> Vec<u8> {
+        [&element.to_le_bytes()[..], &len.to_le_bytes(), elements].concat()
+    }
+
+    #[test]
+    fn keys_texts_and_lists_have_a_bound_together_and_the_key_that_passes_it_is_named() {
+        let entries = [
+            ("name", entry("name", STRING, &text("a text of some length"))),
+            ("scores", entry("scores", ARRAY, &list(6, 4, &[0; 16]))),
+            ("tokens", entry("tokens", ARRAY, &list(STRING, 2, &[text("a"), text("b")].concat()))),
+        ];
+        let bytes = entries.each_ref().map(|(_, bytes)| bytes.as_slice()).concat();
+        let file = Path::new("model.gguf");
+        let read = |max_bytes: usize| {
+            GgufMetadata::read_within(max_bytes, file, &mut Cursor::new(file, &bytes, 0), entries.len() as u64)
+        };
+        assert_eq!(read(bytes.len()).unwrap().texts("tokens").unwrap().unwrap(), ["a", "b"]);
+        let mut end = 0;
+        for (key, bytes) in &entries {
+            end += bytes.len();
+            let error = read(end - 1).unwrap_err().to_string();
+            assert!(error.contains(&format!(": {key}: with it there are more than {} bytes", end - 1)), "{error}");
+        }
     }
 }

@@ -5,5 +5,5 @@ mod header;
 mod metadata;
 mod tensors;
 
-pub(crate) use header::Header;
+pub(crate) use header::{Header, HeaderRead};
 pub use metadata::GgufMetadata;

@@ -229,7 +229,7 @@ fn completion(name: &str, choice: &[&str]) -> Value {
             "object": {"const": name},
             "created": count(),
             "model": {"type": "string"},
-            "system_fingerprint": {"type": "string"},
+            "system_fingerprint": {"type": ["string", "null"]},
             "choices": {"type": "array", "items": {"type": "object", "required": choice}},
             "usage": {"$ref": "#/components/schemas/Usage"},
         }),

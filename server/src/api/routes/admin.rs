@@ -22,7 +22,7 @@ use serde_json::json;
 pub(crate) use accounts::change_limit;
 
 use super::me::{USAGE_QUERY, in_query, sums};
-use super::page::only;
+use super::page::{no_query, only};
 use super::require;
 use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::body::read_bytes;
@@ -92,6 +92,7 @@ async fn usage<D: AdminBackend>(State(backend): State<D>, request: Request) -> R
 async fn hours<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
     let AdminCaller { caller, .. } = administrator(&backend, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
+    no_query(&request)?;
     let nothing = || ApiError::new(ErrorKind::NoServer, "No server runs whose time could be told.");
     Ok(list(backend.server().ok_or_else(nothing)?.metrics().hours().rows()))
 }
@@ -100,6 +101,7 @@ async fn hours<D: AdminBackend>(State(backend): State<D>, request: Request) -> R
 async fn audit<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
     let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
+    no_query(&request)?;
     let log = blocking(move || administration.directory.audit_log()).await?;
     let is_unbroken = AuditEntry::are_chained(&log);
     Ok(Json(json!({"object": "list", "data": log, "unbroken": is_unbroken})).into_response())

@@ -13,13 +13,14 @@ use super::kept::{Kept, KeptItem, on_disk};
 use super::page::{Page, pairs};
 use super::{enter, list_ignored, require};
 use crate::api::body::read_json;
+use crate::api::causes::fill_rate_limit_headers;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required};
 use crate::api::reserve::reserve;
 use crate::api::state::AppState;
 use crate::api::wire::sampling::read_metadata;
-use crate::batches::{Batch, BatchId, BatchStatus, Counts, Endpoint};
-use crate::gateway::{Ask, Scope};
+use crate::batches::{Batch, BatchId, BatchStatus, BatchStore, Counts, Endpoint};
+use crate::gateway::{Ask, Caller, Scope};
 
 pub(crate) const BATCH_FIELDS: &[Field] = &[
     honoured("input_file_id"),
@@ -41,8 +42,21 @@ pub(crate) async fn create(State(state): State<AppState>, request: Request) -> R
     let body = read_json(request, &state).await?;
     let mut reader = state.reader();
     let asked = read_batch(body, &mut reader)?;
-    let _reservation = reserve(&state, &visit.caller, &Ask::without_model())?;
-    let owner = visit.caller.account.path.as_str().to_owned();
+    let made = made(&state, &visit.caller, store, asked).await;
+    let mut response = made.map(|batch| Json(batch_json(&batch))).into_response();
+    list_ignored(&mut response, &reader.into_ignored());
+    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&visit.caller, None));
+    Ok(response)
+}
+
+async fn made(
+    state: &AppState,
+    caller: &Arc<Caller>,
+    store: Arc<BatchStore>,
+    asked: AskedBatch,
+) -> Result<Batch, ApiError> {
+    let _reservation = reserve(state, caller, &Ask::without_model())?;
+    let owner = caller.account.path.as_str().to_owned();
     let input =
         store.file(&owner, &asked.input_file_id).map_err(|error| ApiError::from(error).param("input_file_id"))?;
     let id = BatchId::random().ok_or_else(|| ApiError::new(ErrorKind::Internal, "The system gave no randomness."))?;
@@ -50,7 +64,7 @@ pub(crate) async fn create(State(state): State<AppState>, request: Request) -> R
     let mut batch = Batch {
         id,
         owner,
-        via: visit.caller.via.label().to_owned(),
+        via: caller.via.label().to_owned(),
         endpoint: asked.endpoint,
         input_file_id: input.id,
         metadata: asked.metadata,
@@ -66,11 +80,9 @@ pub(crate) async fn create(State(state): State<AppState>, request: Request) -> R
         ending: None,
     };
     batch.reach(BatchStatus::Validating, now);
-    let batch = on_disk(&state, move || store.add_batch(batch)).await?;
+    let batch = on_disk(state, move || store.add_batch(batch)).await?;
     state.batches_changed();
-    let mut response = Json(batch_json(&batch)).into_response();
-    list_ignored(&mut response, &reader.into_ignored());
-    Ok(response)
+    Ok(batch)
 }
 
 pub(crate) async fn list(Kept { store, owner }: Kept, uri: Uri) -> Result<Response, ApiError> {

@@ -8,7 +8,6 @@ use axum::body::{Body, Bytes};
 use axum::extract::multipart::{Field, MultipartError};
 use axum::extract::{FromRequest, Multipart, Request, State};
 use axum::http::Uri;
-use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -17,12 +16,14 @@ use tokio::time::timeout;
 use super::kept::{Kept, KeptItem, on_disk};
 use super::page::{Page, pairs};
 use super::{enter, require};
+use crate::api::causes::fill_rate_limit_headers;
+use crate::api::download::of_file;
 use crate::api::errors::{ApiError, ErrorKind, echoed};
 use crate::api::fields::{self, honoured, invalid, neutral, required, unsupported};
 use crate::api::reserve::reserve;
 use crate::api::state::AppState;
 use crate::batches::{BatchStore, Purpose, StoredFile, Upload};
-use crate::gateway::{Ask, Scope};
+use crate::gateway::{Ask, Caller, Scope};
 
 /// The parts of the form.
 pub(crate) const FILE_FIELDS: &[fields::Field] =
@@ -37,20 +38,32 @@ pub(crate) async fn upload(State(state): State<AppState>, request: Request) -> R
     let visit = enter(&state, request.headers())?;
     require(&visit.caller, Scope::Batch)?;
     let store = Arc::clone(state.batches()?);
-    let _reservation = reserve(&state, &visit.caller, &Ask::without_model())?;
-    let owner = visit.caller.account.path.as_str().to_owned();
+    let uploaded = uploaded(&state, &visit.caller, store, request).await;
+    let mut response = uploaded.map(Json).into_response();
+    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&visit.caller, None));
+    Ok(response)
+}
+
+async fn uploaded(
+    state: &AppState,
+    caller: &Arc<Caller>,
+    store: Arc<BatchStore>,
+    request: Request,
+) -> Result<Value, ApiError> {
+    let _reservation = reserve(state, caller, &Ask::without_model())?;
+    let owner = caller.account.path.as_str().to_owned();
     let form = bounded(request, store.bounds().max_file_bytes.saturating_add(MAX_FORM_BYTES));
-    let form = Multipart::from_request(form, &state).await;
+    let form = Multipart::from_request(form, state).await;
     let mut form = form.map_err(|_| {
         ApiError::new(ErrorKind::UnsupportedMediaType, "Send the file as `Content-Type: multipart/form-data`.")
     })?;
     let (mut purpose, mut received) = (None, None);
-    while let Some(field) = patiently(&state, form.next_field()).await? {
+    while let Some(field) = patiently(state, form.next_field()).await? {
         match field.name() {
-            Some("purpose") => purpose = Some(read_text(&state, field).await?),
+            Some("purpose") => purpose = Some(read_text(state, field).await?),
             Some("file") if received.is_none() => {
                 let filename = field.file_name().unwrap_or("upload.jsonl").chars().take(MAX_NAME_CHARS).collect();
-                received = Some((filename, receive(&state, &store, &owner, field).await?));
+                received = Some((filename, receive(state, &store, &owner, field).await?));
             }
             Some("file") => return Err(invalid("file", "was given twice")),
             name => return Err(unread(name.unwrap_or_default())),
@@ -61,11 +74,11 @@ pub(crate) async fn upload(State(state): State<AppState>, request: Request) -> R
     }
     let (filename, upload): (String, Upload) = required(received, "file")?;
     let created_at = state.clock().wall().as_secs();
-    let file = on_disk(&state, move || {
+    let file = on_disk(state, move || {
         let purpose = Purpose::Batch;
         store.keep(upload, |id, bytes| StoredFile { id, owner, filename, purpose, bytes, created_at, serial: 0 })
     });
-    Ok(Json(file_json(&file.await?)).into_response())
+    Ok(file_json(&file.await?))
 }
 
 /// A part that is known and not supported, or not known. Those of an object are written `object[field]`.
@@ -102,8 +115,9 @@ pub(crate) async fn content(
     KeptItem { store, owner, id }: KeptItem,
 ) -> Result<Response, ApiError> {
     let file = store.file(&owner, &id)?;
-    let content = on_disk(&state, move || store.content(&file)).await?;
-    Ok(([(CONTENT_TYPE, HeaderValue::from_static("application/jsonl"))], content).into_response())
+    let bytes = file.bytes;
+    let content = on_disk(&state, move || store.open_content(&file)).await?;
+    Ok(of_file("application/jsonl", content, bytes))
 }
 
 pub(crate) async fn delete(

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::admin::blocking;
 use super::authenticate;
-use super::page::only;
+use super::page::{no_query, only};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::invalid;
 use crate::api::state::AppState;
@@ -20,7 +20,7 @@ use crate::gateway::{AccountPath, Administration, Caller};
 /// Every limit from the caller's account to the root as it stands now, and what is left of GPU time in tokens.
 pub(crate) async fn limits(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let caller = authenticate(&state, request.headers())?;
-    only(request.uri().query().unwrap_or_default(), &[])?;
+    no_query(&request)?;
     let states = state.ledger().limits_of(&caller);
     let data: Vec<Value> = states.iter().map(limit_json).collect();
     let gpu_time: Vec<Value> = gpu_time(&state, &caller, &states);

@@ -1,5 +1,6 @@
 //! A part of a list: what a query asks for, and what is shown of it.
 
+use axum::extract::Request;
 use serde_json::{Value, json};
 
 use crate::api::errors::{ApiError, ErrorKind, echoed};
@@ -59,6 +60,11 @@ impl<'a> Page<'a> {
 }
 
 /// Errors when the query has a parameter that is none of `known`.
+/// Where a query would be passed over.
+pub(super) fn no_query(request: &Request) -> Result<(), ApiError> {
+    only(request.uri().query().unwrap_or_default(), &[])
+}
+
 pub(super) fn only(query: &str, known: &[&str]) -> Result<(), ApiError> {
     match pairs(query).find(|(name, _)| !known.contains(name)) {
         Some((name, _)) => Err(unknown(name)),

@@ -13,7 +13,7 @@ use crate::api::alias;
 use crate::api::body::read_json;
 use crate::api::causes::fill_rate_limit_headers;
 use crate::api::errors::{ApiError, ErrorKind};
-use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, wrong_type};
+use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, required_either, wrong_type};
 use crate::api::generate::RequestContext;
 use crate::api::lease::Lease;
 use crate::api::prepare::{encode, find_model};
@@ -112,6 +112,7 @@ pub(crate) async fn tokenizer_info(State(state): State<AppState>, request: Reque
     let named = query.split('&').find_map(|pair| pair.strip_prefix("model="));
     // Of what a model's name may hold, only these are ever written otherwise in a query.
     let named = named.map(|name| name.replace("%2F", "/").replace("%3A", ":").replace("%40", "@"));
+    let named = named.map(|name| alias::model_of(&state, &caller, name));
     let name = required(named.or_else(|| state.only_model(&caller)), "model")?;
     let model = find_model(&state, &caller, &name).await?;
     let mut info = model.text.special_tokens.clone();
@@ -159,7 +160,7 @@ fn read_prompt(fields: &mut Fields, reader: &mut Reader, bounds: &RequestBounds)
         }
         return Ok(Prompt::Chat(read_chat_prompt(fields, reader, bounds)?));
     }
-    match required(fields.value("prompt"), "prompt")? {
+    match required_either(fields.value("prompt"), ["prompt", "messages"])? {
         Value::String(text) => {
             let add_special_tokens = add_special_tokens.unwrap_or(true);
             Ok(Prompt::Completions { prompts: vec![CompletionPrompt::Text(text)], add_special_tokens })

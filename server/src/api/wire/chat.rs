@@ -5,11 +5,11 @@ use serde_json::{Map, Value};
 use super::choices::read_choices;
 use super::messages::{Role, read_messages};
 use super::request::{
-    ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, ReadRequest, ReasoningEffort, RequestBounds,
+    ChatPrompt, GenerateRequest, MESSAGES, Output, Prompt, PromptEnding, ReadRequest, ReasoningEffort, RequestBounds,
 };
 use super::sampling::{
     ANSWER_FIELDS, LengthField, SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_caching,
-    read_logprob_count, read_output,
+    read_length, read_logprob_count, read_output,
 };
 use super::structure::{STRUCTURE_FIELDS, read_structure};
 use super::tier::read_class;
@@ -76,7 +76,7 @@ pub(crate) fn read_chat_prompt(
     reader: &mut Reader,
     bounds: &RequestBounds,
 ) -> Result<ChatPrompt, ApiError> {
-    let messages = required(fields.array("messages")?, "messages")?;
+    let messages = required(fields.array(MESSAGES)?, MESSAGES)?;
     let messages = read_messages(messages, reader, bounds)?;
     let ending = read_ending(fields)?;
     let last_role = messages.last().map(|message| message.role);
@@ -87,8 +87,17 @@ pub(crate) fn read_chat_prompt(
     let several = fields.boolean("parallel_tool_calls")?.unwrap_or(true);
     let call_count = if several { CallCount::Several } else { CallCount::One };
     let (template_kwargs, reasoning_effort) = (read_kwargs(fields)?, read_effort(fields)?);
-    let effort_field = EFFORT;
-    Ok(ChatPrompt { messages, tools, tool_choice, call_count, template_kwargs, reasoning_effort, effort_field, ending })
+    Ok(ChatPrompt {
+        field: MESSAGES,
+        messages,
+        tools,
+        tool_choice,
+        call_count,
+        template_kwargs,
+        reasoning_effort,
+        effort_field: EFFORT,
+        ending,
+    })
 }
 
 fn read_ending(fields: &mut Fields) -> Result<PromptEnding, ApiError> {
@@ -128,18 +137,15 @@ fn read_effort(fields: &mut Fields) -> Result<Option<ReasoningEffort>, ApiError>
 
 /// Chat has two names for the same bound; given together they must agree.
 fn read_sampling(fields: &mut Fields, bounds: &RequestBounds) -> Result<Sampling, ApiError> {
-    let newer = fields.count("max_completion_tokens", u32::MAX)?;
+    let newer = read_length(fields, "max_completion_tokens")?;
+    let older = read_length(fields, "max_tokens")?;
     let mut sampling = Sampling::read(fields, bounds)?;
-    let older = sampling.max_tokens;
     if older.is_some() && newer.is_some() && older != newer {
         return Err(invalid("max_tokens", "differs from `max_completion_tokens`; give one of them"));
     }
     sampling.max_tokens = newer.or(older);
     if newer.is_some() {
         sampling.length_field = LengthField::Chat;
-    }
-    if sampling.max_tokens == Some(0) {
-        return Err(invalid(sampling.length_field.as_str(), "must be at least 1"));
     }
     check_min_tokens(&sampling)?;
     Ok(sampling)

@@ -21,6 +21,11 @@ impl Choices {
     pub(crate) fn are_ranked(self) -> bool {
         self.drawn > self.shown
     }
+
+    /// The field that asks for so many.
+    pub(crate) fn field(self) -> &'static str {
+        if self.are_ranked() { "best_of" } else { "n" }
+    }
 }
 
 /// `n` of chat; a list of choices is streamed side by side.
@@ -79,6 +84,15 @@ mod tests {
         assert_eq!(read(json!({"n": 3}), true), Ok((3, 3)));
         assert_eq!(read(json!({"n": 2, "best_of": 2}), true), Ok((2, 2)));
         assert_eq!(read(json!({"n": 2, "best_of": 5}), false), Ok((2, 5)));
+    }
+
+    #[test]
+    fn the_field_that_asks_for_so_many_was_sent() {
+        let field = |shown, drawn| {
+            let [shown, drawn] = [shown, drawn].map(|count| NonZeroU32::new(count).unwrap());
+            Choices { shown, drawn }.field()
+        };
+        assert_eq!((field(1, 2), field(2, 5), field(2, 2)), ("best_of", "best_of", "n"));
     }
 
     #[test]

@@ -12,7 +12,9 @@ use super::sampling::{SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribut
 use super::tier::read_class;
 use super::usage::{ReasoningTokens, logprob_json, usage_json};
 use crate::api::errors::ApiError;
-use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, too_many, wrong_type};
+use crate::api::fields::{
+    Field, Fields, Reader, honoured, invalid, neutral, required, required_either, too_many, wrong_type,
+};
 
 /// Beside those of sampling.
 pub(crate) const COMPARE_FIELDS: &[Field] = &[
@@ -88,7 +90,7 @@ fn read_prompt(fields: &mut Fields, reader: &mut Reader, bounds: &RequestBounds)
     if fields.has("messages") {
         return Ok(Prompt::Chat(read_chat_prompt(fields, reader, bounds)?));
     }
-    let prompts = read_prompts(required(fields.value("prompt"), "prompt")?, bounds)?;
+    let prompts = read_prompts(required_either(fields.value("prompt"), ["prompt", "messages"])?, bounds)?;
     if prompts.len() != 1 {
         return Err(invalid("prompt", "is one text, or one list of token ids"));
     }
@@ -211,6 +213,12 @@ mod tests {
             let error = read(body.clone()).unwrap_err();
             assert_eq!(error.body()["error"]["param"], name, "{body}");
         }
+    }
+
+    #[test]
+    fn without_any_text_both_fields_that_may_hold_one_are_named() {
+        let error = read(json!({"models": ["a", "b"]})).unwrap_err();
+        assert_eq!(error.message(), "Missing required parameter: `prompt` or `messages`.");
     }
 
     #[test]

@@ -67,7 +67,8 @@ fn read_sampling(fields: &mut Fields, output: &Output, bounds: &RequestBounds) -
         || output.prompt_scores
         || output.prompt_scores_against.is_some();
     if sampling.max_tokens == Some(0) && !asks_about_prompt {
-        return Err(invalid("max_tokens", "0 is only allowed with `echo`, `prompt_logprobs` or `prompt_scores`"));
+        let why = "0 is only allowed with `echo`, `prompt_logprobs`, `prompt_scores` or `prompt_scores_against`";
+        return Err(invalid("max_tokens", why));
     }
     check_min_tokens(&sampling)?;
     Ok(sampling)
@@ -82,6 +83,7 @@ fn check_comparison(
     if output.prompt_scores_against.is_none() {
         return Ok(());
     }
+    let form = structure.map_or("response_format", |structure| structure.param.as_str());
     let others = [
         (sampling.max_tokens != Some(0), "max_tokens", "give 0"),
         (output.stream.is_some(), "stream", "leave it out"),
@@ -89,8 +91,8 @@ fn check_comparison(
         (output.logprobs.is_some(), "logprobs", "leave it out"),
         (output.prompt_logprobs.is_some(), "prompt_logprobs", "leave it out"),
         (output.return_token_ids, "return_token_ids", "leave it out"),
-        (choices != Choices::ONE, "n", "leave it out"),
-        (structure.is_some(), "response_format", "leave it out"),
+        (choices != Choices::ONE, choices.field(), "leave it out"),
+        (structure.is_some(), form, "leave it out"),
     ];
     match others.into_iter().find(|(is_asked, ..)| *is_asked) {
         Some((_, name, what)) => Err(invalid(name, format!("beside `prompt_scores_against`, {what}"))),

@@ -104,6 +104,11 @@ pub(crate) struct ToolCall {
 }
 
 impl ToolCall {
+    /// Whether templates get its arguments as an object, which is what they are written for.
+    pub(crate) fn has_object(&self) -> bool {
+        matches!(serde_json::from_str(&self.arguments), Ok(Value::Object(_)))
+    }
+
     fn to_json(&self) -> Value {
         json!({"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}})
     }

@@ -6,7 +6,7 @@ use passerelle_models::TokenId;
 use serde_json::{Map, Value};
 
 use super::choices::Choices;
-use super::messages::Message;
+use super::messages::{Message, ToolCall};
 use super::sampling::Sampling;
 use super::structure::Structure;
 use super::tools::{Tool, ToolChoice};
@@ -95,8 +95,13 @@ pub(crate) enum Prompt {
     },
 }
 
+/// What a conversation is called, but on one route.
+pub(crate) const MESSAGES: &str = "messages";
+
 #[derive(Debug, Clone)]
 pub(crate) struct ChatPrompt {
+    /// What the caller calls the conversation.
+    pub(crate) field: &'static str,
     pub(crate) messages: Vec<Message>,
     /// Offered tools; empty under `tool_choice: "none"`.
     pub(crate) tools: Vec<Tool>,
@@ -105,7 +110,7 @@ pub(crate) struct ChatPrompt {
     pub(crate) call_count: CallCount,
     pub(crate) template_kwargs: Map<String, Value>,
     pub(crate) reasoning_effort: Option<ReasoningEffort>,
-    /// What the caller calls it.
+    /// What the caller calls that.
     pub(crate) effort_field: &'static str,
     pub(crate) ending: PromptEnding,
 }
@@ -139,7 +144,43 @@ impl ReasoningEffort {
     }
 }
 
+impl Prompt {
+    /// What the caller calls it.
+    pub(crate) fn field(&self) -> &'static str {
+        match self {
+            Self::Chat(chat) => chat.field,
+            Self::Completions { .. } => "prompt",
+        }
+    }
+
+    /// The name of each prompt; one of several is told by its place.
+    pub(crate) fn names(&self) -> Vec<String> {
+        match self {
+            Self::Completions { prompts, .. } if prompts.len() > 1 => {
+                (0..prompts.len()).map(|index| format!("{}[{index}]", self.field())).collect()
+            }
+            Self::Completions { .. } | Self::Chat(_) => vec![self.field().to_owned()],
+        }
+    }
+}
+
 impl ChatPrompt {
+    /// The field that a chat template may break on, though it is written for others: it gets whatever is in
+    /// `chat_template_kwargs`, and the arguments of a call also where they are no object.
+    pub(crate) fn odd_field(&self) -> Option<String> {
+        if !self.template_kwargs.is_empty() {
+            return Some("chat_template_kwargs".to_owned());
+        }
+        let odd_call = |calls: &[ToolCall]| calls.iter().position(|call| !call.has_object());
+        let mut messages = self.messages.iter().enumerate();
+        let (index, call) = messages.find_map(|(index, message)| Some((index, odd_call(&message.tool_calls)?)))?;
+        match self.field {
+            MESSAGES => Some(format!("{MESSAGES}[{index}].tool_calls[{call}].function.arguments")),
+            // What it is made of is not numbered like the messages.
+            field => Some(field.to_owned()),
+        }
+    }
+
     /// The beginning of the answer, if it stands in the prompt.
     pub(crate) fn begun(&self) -> Option<&str> {
         match self.ending {

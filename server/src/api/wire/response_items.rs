@@ -3,7 +3,6 @@
 use serde_json::{Map, Value, json};
 
 use super::carried_reasoning::read_carried;
-use super::request::RequestBounds;
 use crate::api::errors::ApiError;
 use crate::api::fields::{
     Field, Fields, Reader, honoured, invalid, neutral, required, too_many, unsupported, wrong_type,
@@ -56,8 +55,8 @@ pub(crate) const PART_FIELDS: &[Field] = &[
 pub(crate) const NOTHING_IS_STORED: &str =
     "nothing is stored here to refer to; send the items themselves (SDKs do with `store` at false)";
 
-/// Messages in the chat's shape.
-pub(crate) fn read_input(input: Value, reader: &mut Reader, bounds: &RequestBounds) -> Result<Vec<Value>, ApiError> {
+/// Messages in the chat's shape, of at most so many items.
+pub(crate) fn read_input(input: Value, reader: &mut Reader, most: usize) -> Result<Vec<Value>, ApiError> {
     let items = match input {
         Value::String(text) => return Ok(vec![json!({"role": "user", "content": text})]),
         Value::Array(items) => items,
@@ -66,8 +65,8 @@ pub(crate) fn read_input(input: Value, reader: &mut Reader, bounds: &RequestBoun
     if items.is_empty() {
         return Err(invalid("input", "must hold at least one item"));
     }
-    if items.len() > bounds.max_messages {
-        return Err(too_many("input", bounds.max_messages, items.len()));
+    if items.len() > most {
+        return Err(too_many("input", most, items.len()));
     }
     let mut conversation = Conversation::default();
     for (index, item) in items.into_iter().enumerate() {

@@ -78,6 +78,7 @@ const NAMES: &[(&str, &str)] = &[
     ("response_format", "text.format"),
     ("reasoning_effort", "reasoning.effort"),
     ("].function", "]"),
+    ("tool_choice.function", "tool_choice"),
 ];
 
 /// A checked request, what its answer repeats of it, and what that holds beside the text.
@@ -115,7 +116,7 @@ pub(crate) fn read_response(body: Value, mut reader: Reader, bounds: &RequestBou
     // What is refused later is told under this route's names too.
     request.generate.sampling.length_field = LengthField::Responses;
     if let Prompt::Chat(chat) = &mut request.prompt {
-        chat.effort_field = "reasoning.effort";
+        (chat.field, chat.effort_field) = ("input", "reasoning.effort");
     }
     if let Some(structure) = &mut request.generate.structure {
         structure.param = renamed(&structure.param, NAMES);
@@ -177,7 +178,9 @@ fn read_messages(fields: &mut Fields, reader: &mut Reader, bounds: &RequestBound
     if let Some(instructions) = fields.string("instructions")? {
         messages.push(json!({"role": "system", "content": instructions}));
     }
-    messages.extend(read_input(required(fields.value("input"), "input")?, reader, bounds)?);
+    // What the instructions take is not left for items.
+    let most = bounds.max_messages.saturating_sub(messages.len());
+    messages.extend(read_input(required(fields.value("input"), "input")?, reader, most)?);
     Ok(messages)
 }
 

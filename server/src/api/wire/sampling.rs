@@ -123,6 +123,7 @@ pub struct GenerationDefaults {
 }
 
 impl Sampling {
+    /// Where an answer must have a token, [`read_length`] has taken its bound before.
     pub(crate) fn read(fields: &mut Fields, bounds: &RequestBounds) -> Result<Self, ApiError> {
         Ok(Self {
             max_tokens: fields.count("max_tokens", u32::MAX)?,
@@ -321,6 +322,12 @@ pub(crate) fn token_ids(name: &str, items: &[Value]) -> Result<Vec<TokenId>, Api
         Ok(TokenId::try_from(id).expect("the range above ends at the largest token id"))
     });
     ids.collect()
+}
+
+/// The bound on an answer that has one token at least.
+pub(crate) fn read_length(fields: &mut Fields, name: &str) -> Result<Option<u32>, ApiError> {
+    let length = fields.integer(name, 1..=i64::from(u32::MAX))?;
+    Ok(length.and_then(|length| u32::try_from(length).ok()))
 }
 
 /// `min_tokens` can only be kept below `max_tokens`.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::embeddings::EncoderUsage;
 use super::texts::{TEXT_FIELDS, TextItem, Texts, Truncate, read_inputs, read_model, read_strings};
 use crate::api::errors::ApiError;
-use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required};
+use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, required_either};
 
 pub(crate) const RERANK_FIELDS: &[Field] = &[
     honoured("query"),
@@ -72,7 +72,8 @@ pub(crate) fn read_rerank(body: Value, mut reader: Reader, most: usize) -> Resul
     let model = read_model(&mut fields)?;
     let query = required(fields.string("query")?, "query")?;
     let field = if fields.has("texts") { "texts" } else { "documents" };
-    let documents = read_strings(field, required(fields.value(field), field)?, most)?;
+    let documents = required_either(fields.value(field), ["documents", "texts"])?;
+    let documents = read_strings(field, documents, most)?;
     let count = documents.len();
     let pairs = documents.into_iter().map(|document| TextItem::Pair(query.clone(), document)).collect();
     let mut texts = Texts::read(&mut fields, field, pairs)?;
@@ -226,7 +227,19 @@ impl RerankAnswer {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::api::fields::UnknownFields;
+
+    #[test]
+    fn without_any_document_both_fields_that_may_hold_them_are_named() {
+        let read = |body| read_rerank(body, Reader::new(UnknownFields::Error), 8);
+        let error = read(json!({"model": "m", "query": "q"})).unwrap_err();
+        assert_eq!(error.message(), "Missing required parameter: `documents` or `texts`.");
+        assert_eq!(error.body()["error"]["param"], "documents");
+        assert!(read(json!({"model": "m", "query": "q", "texts": ["a"]})).is_ok());
+    }
 
     #[test]
     fn the_best_documents_come_first_and_equal_ones_as_they_were_given() {

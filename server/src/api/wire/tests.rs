@@ -96,6 +96,17 @@ fn ranges_are_checked_by_name() {
 }
 
 #[test]
+fn no_chat_is_answered_with_less_than_one_token_and_every_name_says_so_in_the_same_words() {
+    for name in ["max_tokens", "max_completion_tokens"] {
+        for few in [0, -1] {
+            let error = chat(json!({name: few})).unwrap_err();
+            let expected = format!("Invalid value for `{name}`: must be between 1 and 4294967295.");
+            assert_eq!(error.message(), expected);
+        }
+    }
+}
+
+#[test]
 fn wrong_types_are_named() {
     let cases = [
         (json!({"messages": "hi"}), "messages"),
@@ -265,9 +276,20 @@ fn a_completion_takes_strings_and_token_ids_and_lists_of_them() {
 
 #[test]
 fn nothing_to_generate_needs_a_question_about_the_prompt() {
-    assert!(completion(json!({"max_tokens": 0})).is_err());
+    let error = completion(json!({"max_tokens": 0})).unwrap_err();
+    for field in ["echo", "prompt_logprobs", "prompt_scores", "prompt_scores_against"] {
+        assert!(error.message().contains(&format!("`{field}`")), "{}", error.message());
+    }
     assert!(completion(json!({"max_tokens": 0, "echo": true})).is_ok());
     assert_eq!(completion(json!({})).unwrap().generate.sampling.max_tokens, Some(16));
+}
+
+#[test]
+fn what_a_comparison_of_prompts_leaves_no_room_for_is_named_as_it_was_sent() {
+    for (name, value) in [("best_of", json!(2)), ("n", json!(2)), ("guided_json", json!({})), ("regex", json!("a"))] {
+        let error = completion(json!({"max_tokens": 0, "prompt_scores_against": "o", name: value})).unwrap_err();
+        assert_eq!(error.body()["error"]["param"], name);
+    }
 }
 
 #[test]

@@ -22,6 +22,8 @@ use crate::serve::{self, Door};
 
 /// As long as a server lets one take.
 const LONGEST_ANSWER: Duration = Duration::from_secs(1800);
+/// The time of fewer is mostly that of the way of the first one.
+const FEWEST_TOKENS: usize = 16;
 
 #[derive(Debug, Args)]
 pub(super) struct OverHttpArgs {
@@ -67,8 +69,8 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Figures {
     first_token_s: f64,
-    /// Behind the first token.
-    tokens_per_s: f64,
+    /// Behind the first token. `None` where an answer does not tell ([`Answer::has_pace`]).
+    tokens_per_s: Option<f64>,
 }
 
 /// Of the speed straight from the engine: of each round's two answers, times over times.
@@ -76,8 +78,8 @@ struct Figures {
 struct Left {
     /// From before the request to the end of the answer.
     whole: Quartiles,
-    /// From the first token on; by how much that one comes later is not in it.
-    generating: Quartiles,
+    /// From the first token on; by how much that one comes later is not in it. `None` as above.
+    generating: Option<Quartiles>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -123,6 +125,13 @@ pub(super) fn run(
             "warning: {unheard} tokens had no text of their own over HTTP, so that first tokens may seem later than they were"
         );
     }
+    let has_pace = answers.iter().flatten().all(Answer::has_pace);
+    if !has_pace {
+        tell!(
+            "warning: fewer than {FEWEST_TOKENS} tokens of an answer came one by one, which does not tell how fast they come; \
+             raise --generate"
+        );
+    }
     let report = Report {
         model: config.models[0].name.clone(),
         threads,
@@ -134,7 +143,7 @@ pub(super) fn run(
         over_http: Figures::of(load, answers.iter().map(|[_, http]| http)),
         left_over_http: Left {
             whole: left(&answers, |answer| answer.to_its_end),
-            generating: left(&answers, Answer::generating),
+            generating: has_pace.then(|| left(&answers, Answer::generating)),
         },
     };
     if output.json { output::json(&report) } else { print(&report) }
@@ -264,6 +273,11 @@ impl Answer {
     fn generating(&self) -> Duration {
         self.to_its_end.saturating_sub(self.to_first_token)
     }
+
+    /// Whether the time behind its first token is that of generating: a few tokens, or all at once, say nothing of it.
+    fn has_pace(&self) -> bool {
+        self.heard >= FEWEST_TOKENS && !self.generating().is_zero()
+    }
 }
 
 impl Figures {
@@ -271,7 +285,7 @@ impl Figures {
         let rate = |answer: &Answer| per_second(load.generate_tokens as f64 - 1.0, answer.generating());
         Self {
             first_token_s: Quartiles::of(answers.clone().map(|answer| answer.to_first_token.as_secs_f64())).median,
-            tokens_per_s: Quartiles::of(answers.map(rate)).median,
+            tokens_per_s: answers.clone().all(Answer::has_pace).then(|| Quartiles::of(answers.map(rate)).median),
         }
     }
 }
@@ -296,15 +310,20 @@ fn print(report: &Report) -> Result<()> {
     output::line(format_args!("{prompt_tokens} prompt tokens, {generate_tokens} generated, {rounds} rounds in turns"))?;
     output::line(format_args!("{:<10}{:>16}{:>16}", "", "FIRST TOKEN ms", "DECODE tok/s"))?;
     for (way, figures) in [("straight", &report.straight), ("over HTTP", &report.over_http)] {
-        output::line(format_args!("{way:<10}{:>16.1}{:>16.1}", figures.first_token_s * 1e3, figures.tokens_per_s))?;
+        let rate = or_dash(figures.tokens_per_s.map(|rate| format!("{rate:.1}")));
+        output::line(format_args!("{way:<10}{:>16.1}{rate:>16}", figures.first_token_s * 1e3))?;
     }
     let Left { whole, generating } = report.left_over_http;
-    for (what, Quartiles { first, median, third }) in
-        [("of whole answers", whole), ("behind the first token", generating)]
-    {
-        output::line(format_args!("left over HTTP {what}: {median:.3} [{first:.3}, {third:.3}]"))?;
+    for (what, left) in [("of whole answers", Some(whole)), ("behind the first token", generating)] {
+        let shown = |Quartiles { first, median, third }| format!("{median:.3} [{first:.3}, {third:.3}]");
+        output::line(format_args!("left over HTTP {what}: {}", or_dash(left.map(shown))))?;
     }
     Ok(())
+}
+
+/// For what cannot be told.
+fn or_dash(shown: Option<String>) -> String {
+    shown.unwrap_or_else(|| "-".to_owned())
 }
 
 #[cfg(test)]
@@ -313,7 +332,7 @@ mod tests {
 
     fn answer(to_first_token: u64, to_its_end: u64) -> Answer {
         let [to_first_token, to_its_end] = [to_first_token, to_its_end].map(Duration::from_millis);
-        Answer { to_first_token, to_its_end, heard: 10 }
+        Answer { to_first_token, to_its_end, heard: FEWEST_TOKENS }
     }
 
     #[test]
@@ -331,9 +350,20 @@ mod tests {
 
     #[test]
     fn rates_are_of_the_tokens_behind_the_first_one() {
-        let load = Workload { batch: 1, prompt_tokens: 4, generate_tokens: 10 };
+        let load = Workload { batch: 1, prompt_tokens: 4, generate_tokens: 19 };
         let figures = Figures::of(load, [answer(100, 1000), answer(300, 3000), answer(100, 1000)].iter());
-        assert_eq!((figures.first_token_s, figures.tokens_per_s), (0.1, 10.0));
+        assert_eq!((figures.first_token_s, figures.tokens_per_s), (0.1, Some(20.0)));
+    }
+
+    #[test]
+    fn a_rate_is_of_answers_whose_tokens_came_one_by_one() {
+        let load = Workload { batch: 1, prompt_tokens: 4, generate_tokens: 19 };
+        let few = Answer { heard: FEWEST_TOKENS - 1, ..answer(100, 1000) };
+        for odd in [few, answer(1000, 1000)] {
+            let figures = Figures::of(load, [answer(100, 1000), odd].iter());
+            assert_eq!(figures.tokens_per_s, None, "{odd:?}");
+        }
+        assert_eq!(or_dash(None), "-");
     }
 
     #[test]

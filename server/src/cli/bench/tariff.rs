@@ -20,8 +20,8 @@ const CARDS: &str = include_str!("../../../../configs/tariffs/cards.toml");
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Tariff")]
 pub(super) struct TariffArgs {
-    /// Print a tariff of this date, by what the largest batch took, for `ledger.tariff`. The batch, the prompt and the
-    /// answer are its reference load.
+    /// Print a tariff of this date, by what the largest batch took, for `ledger.tariff` (with --json for scripts). The batch,
+    /// the prompt and the answer are its reference load.
     #[arg(long, value_name = "DATE", value_parser = dated)]
     pub(super) tariff: Option<String>,
     /// The card that this runs on, as configs/tariffs/cards.toml lists it.

@@ -6,7 +6,7 @@ use passerelle_models::ActivationDtype;
 use passerelle_models::ops::Compute;
 
 use super::demand;
-use crate::serve::{KeptHashes, Means, kv_demand, load, share_kv_memory};
+use crate::serve::{KV_CACHE_MEMORY, KeptHashes, Means, kv_demand, load, share_kv_memory};
 
 /// So many parts of a hundred may differ.
 const TOLERANCE: u64 = 3;
@@ -48,7 +48,7 @@ fn a_plan_for_a_cpu_is_what_the_loaded_models_and_their_caches_take() {
         .map(|model| load(model, Means { hub: &config.hub, compute: &compute, hashes: &hashes }).expect("it loads"));
     let loaded: Vec<_> = loaded.collect();
     let asked: Vec<_> = loaded.iter().map(|model| kv_demand(model, &config.engine)).collect();
-    let blocks = share_kv_memory(config.engine.kv_cache_memory, &asked).expect("there is room");
+    let blocks = share_kv_memory((config.engine.kv_cache_memory, KV_CACHE_MEMORY), &asked).expect("there is room");
     for (model, num_kv_blocks) in loaded.iter().zip(blocks) {
         let name = &model.name;
         let planned = plan.partitions[0].models.iter().find(|is| is.demand.name == *name).expect("it has a place");

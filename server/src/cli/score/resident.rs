@@ -18,7 +18,7 @@ use passerelle_engine::{
 use passerelle_models::TokenId;
 
 use super::plan::{Asked, Passage, Planned};
-use crate::serve::{EngineBounds, Loaded, share_kv_memory};
+use crate::serve::{EngineBounds, KV_CACHE_MEMORY, Loaded, share_kv_memory};
 
 /// Requests in the engine for each sequence that it runs at once, so that it never waits for the next one.
 const REQUESTS_PER_SEQUENCE: usize = 2;
@@ -204,7 +204,8 @@ impl Room {
         let spec = loaded.model.kv_cache_spec();
         let most_blocks =
             spec.most_blocks(self.longest, config.steps.max_num_batched_tokens) * config.steps.max_num_seqs;
-        let blocks = share_kv_memory(config.kv_cache_memory, &[KvDemand { spec, most_blocks }])?;
+        let stated = (config.kv_cache_memory, KV_CACHE_MEMORY);
+        let blocks = share_kv_memory(stated, &[KvDemand { spec, most_blocks }])?;
         let num_kv_blocks = blocks.into_iter().sum();
         let mut bounds = EngineBounds { num_kv_blocks, max_model_len: loaded.description.max_position }.with(config)?;
         bounds.max_waiting_requests = self.most_waiting();

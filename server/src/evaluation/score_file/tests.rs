@@ -165,6 +165,24 @@ fn a_line_that_is_damaged_in_the_middle_is_named() {
 }
 
 #[test]
+fn what_a_full_disk_took_of_a_line_is_gone_before_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = open(&folder, "d").unwrap();
+    writer.append(&scored("1")).unwrap();
+    let full = OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+    let mut file = std::mem::replace(&mut writer.file, full);
+    writer.append(&scored("2")).unwrap_err();
+    assert!(!writer.is_done("2"));
+    file.write_all(b"{\"id\":\"2\",\"outc").unwrap();
+    writer.file = file;
+    ["2", "3"].iter().for_each(|id| writer.append(&scored(id)).unwrap());
+    let path = writer.path().to_owned();
+    drop(writer);
+    assert_eq!(ids(&path), ["1", "2", "3"]);
+    assert_eq!(open(&folder, "d").unwrap().num_done(), 3);
+}
+
+#[test]
 fn a_folder_stands_for_its_score_files() {
     let folder = tempfile::tempdir().unwrap();
     assert!(matches!(find(&[folder.path().to_owned()]), Err(ScoreFileError::NoFiles(_))));

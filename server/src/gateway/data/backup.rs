@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags};
 
 use super::{DataDir, DataError, LOCK, LOG, LOG_INDEX, OWNER_ONLY_FILE, io_error, make_folder, schema};
+use crate::durable;
 
 /// What became of the state that was there.
 #[derive(Debug)]
@@ -76,7 +77,7 @@ impl DataDir {
             return Err(error);
         }
         fresh.keep();
-        File::open(self.path()).and_then(|folder| folder.sync_all()).map_err(io_error("sync", self.path()))?;
+        durable::sync_folder(self.path()).map_err(io_error("sync", self.path()))?;
         Ok(Restored { kept, revoked })
     }
 

@@ -109,6 +109,15 @@ impl LimitName {
         matches!(self, Self::ConcurrentRequests | Self::QueuedRequests) || self.unit() == Some(Unit::Requests)
     }
 
+    /// Whether what a request asks of it grows with its prompt.
+    pub fn counts_prompts(self) -> bool {
+        match self {
+            Self::Rate(unit) | Self::Budget(unit, _) => !matches!(unit, Unit::Requests | Unit::OutputTokens),
+            Self::BatchTokens | Self::ContextTokens => true,
+            Self::ConcurrentRequests | Self::QueuedRequests => false,
+        }
+    }
+
     pub(super) fn unit(self) -> Option<Unit> {
         match self {
             Self::Rate(unit) | Self::Budget(unit, _) => Some(unit),
@@ -151,6 +160,17 @@ impl FromStr for LimitName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_of_limits_on_tokens_and_time_grows_with_the_prompt() {
+        let counts = |name: &str| name.parse::<LimitName>().unwrap().counts_prompts();
+        for name in ["tokens_per_minute", "input_tokens_per_day", "gpu_seconds_granted", "batch_tokens"] {
+            assert!(counts(name), "{name}");
+        }
+        for name in ["requests_per_day", "output_tokens_per_minute", "concurrent_requests", "queued_requests"] {
+            assert!(!counts(name), "{name}");
+        }
+    }
 
     #[test]
     fn every_name_is_listed_once_and_reads_back() {

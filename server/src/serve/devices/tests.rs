@@ -1,3 +1,6 @@
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
 use passerelle::config::{Environment, ServerConfig};
 
 use super::*;
@@ -49,6 +52,20 @@ fn a_partition_of_a_device_that_is_hidden_is_refused_by_its_key() {
     let error = environment("MIG-5f36b2a0-6", Some("0")).expect_err("it is not in the list");
     let said = format!("{error:#}");
     assert!(said.contains("partitions[0].device") && said.contains("MIG-5f36b2a0-6") && said.contains(WHOLE), "{said}");
+}
+
+#[test]
+fn a_driver_that_fails_is_quoted_and_one_without_devices_lists_none() {
+    let list = |code: i32, said: &str, complaint: &str| {
+        let status = ExitStatus::from_raw(code << 8);
+        list_of(&Output { status, stdout: said.into(), stderr: complaint.into() })
+    };
+    assert_eq!(list(0, LIST, "").expect("two cards").devices.len(), 2);
+    assert_eq!(list(NOTHING_FOUND, "No devices were found\n", "").expect("the driver is well").devices, []);
+    for (said, complaint) in [("", "Driver/library version mismatch\n"), ("Driver/library version mismatch\n", "")] {
+        let error = list(18, said, complaint).expect_err("it failed").to_string();
+        assert!(error.contains("exit status: 18): Driver/library version mismatch; use --device cpu"), "{error}");
+    }
 }
 
 #[test]

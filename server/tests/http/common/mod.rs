@@ -145,6 +145,10 @@ pub(crate) struct Asked {
 }
 
 impl Seen {
+    pub(crate) fn count(&self, class: Class) -> usize {
+        self.0.lock().unwrap().iter().filter(|asked| asked.class == class).count()
+    }
+
     pub(crate) fn take(&self) -> Vec<Asked> {
         std::mem::take(&mut self.0.lock().unwrap())
     }

@@ -45,10 +45,6 @@ pub(crate) struct AttentionShape {
     pub(crate) cache: Float,
 }
 
-/// The longest head that the kernels take.
-#[cfg(any(feature = "cuda", test))]
-pub(crate) const MOST_HEAD_DIM: usize = 256;
-
 /// No position is as far from another, so a longer window is none.
 const MOST_WINDOW: usize = 1 << 30;
 

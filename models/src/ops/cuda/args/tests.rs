@@ -4,6 +4,7 @@ use super::super::launch::WARP;
 use super::super::step::NOWHERE;
 use super::{activation, angles, attention, blocks, choose, norm, one_row, qkv};
 use crate::kv_cache::KV_TILE;
+use crate::kv_cache_spec::MOST_GPU_HEAD_DIM;
 
 /// `constexpr TYPE NAME = NUMBER;`
 fn constant(text: &str, name: &str) -> u64 {
@@ -43,7 +44,7 @@ fn sizes_are_the_same_on_both_sides() {
         (include_str!("../attention.cuh"), "TILE", attention::TILE_KEYS as u64),
         (qkv_text, "QKV_WARPS", qkv::WARPS.into()),
         (qkv_text, "KV_TILE", KV_TILE as u64),
-        (qkv_text, "MOST_HEAD_DIM", attention::MOST_HEAD_DIM as u64),
+        (qkv_text, "MOST_HEAD_DIM", MOST_GPU_HEAD_DIM as u64),
         (qkv_text, "NOWHERE", NOWHERE.into()),
     ];
     for (text, name, here) in pairs {

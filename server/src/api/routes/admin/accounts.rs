@@ -9,7 +9,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{administrator, blocking, changing, read, require_below, require_real_models, warning_of_unserved};
+use super::{
+    administrator, blocking, changing, no_query, read, require_below, require_real_models, warning_of_unserved,
+};
 use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::directory::{Making, WantedAccount};
@@ -68,6 +70,7 @@ struct WantedBody {
 
 pub(super) async fn list<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
     let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
+    no_query(&request)?;
     let snapshot = blocking(move || administration.directory.snapshot()).await?;
     let governed = snapshot.accounts.into_iter().filter(|account| caller.governs(&account.path));
     Ok(super::list(governed.collect::<Vec<_>>()))

@@ -7,7 +7,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 
 use super::audited::Audited;
-use super::{administrator, blocking, require_governed};
+use super::{administrator, blocking, no_query, require_governed};
 use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::download::download;
 use crate::api::errors::{ApiError, ErrorKind};
@@ -25,6 +25,7 @@ const EVERYTHING: &str = "everything";
 /// With a reader of its own, so that whoever reads slowly holds up nobody. The audit log says where the chain ended.
 pub(super) async fn export<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
     let Administration { data, directory, .. } = of_everybody(&backend, &request)?;
+    no_query(&request)?;
     let reader = UsageReader::open(&data).map_err(|error| {
         tracing::error!(%error, "the ledger cannot be read");
         ApiError::new(ErrorKind::Internal, "The ledger cannot be read at the moment.")
@@ -43,6 +44,7 @@ pub(super) async fn export<D: AdminBackend>(State(backend): State<D>, request: R
 /// Everything at one instant, as `passerelle restore` takes it.
 pub(super) async fn backup<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
     let Administration { data, directory, .. } = of_everybody(&backend, &request)?;
+    no_query(&request)?;
     let audited = Audited::begin_reading(directory, "back up", EVERYTHING).await?;
     let noted = audited.noted();
     // Before the answer begins, so that a refusal is told as one.

@@ -54,7 +54,7 @@ pub(super) async fn explain<D: AdminBackend>(State(backend): State<D>, request: 
         return Err(ApiError::new(ErrorKind::Conflict, format!("The key `{}` is not accepted any more.", info.name)));
     }
     // An upstream cannot be told to go on, so that all of the answer is reserved there.
-    let runs_elsewhere = backend.server().is_some_and(|state| state.serving().remote(&model).is_some());
+    let runs_elsewhere = backend.server().is_some_and(|state| state.serving().router.has_upstream(&model));
     let reserve = if runs_elsewhere { Reserve::Whole } else { Reserve::InParts };
     // A key that is for batches alone asks in one.
     let class = if asked.may(Scope::Inference) { asked.classes.grant(None) } else { ServiceClass::Batch };

@@ -9,7 +9,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{administrator, blocking, changing, read, require_governed, require_real_models, warning_of_unserved};
+use super::{
+    administrator, blocking, changing, no_query, read, require_governed, require_real_models, warning_of_unserved,
+};
 use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::account::{ModelAccess, Scopes, ServiceClass};
@@ -41,6 +43,7 @@ struct RotateBody {
 /// Whoever does not administrate sees their own key.
 pub(super) async fn list<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
     let AdminCaller { caller, administration } = backend.identify(request.headers())?;
+    no_query(&request)?;
     let directory = administration.directory;
     let (keys, now) = blocking(move || Ok((directory.list_keys()?, directory.now()))).await?;
     let is_seen = |key: &KeyInfo| caller.governs(&key.account) || caller.via.label() == key.id.as_str();

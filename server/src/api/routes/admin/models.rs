@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::audited::Audited;
-use super::{administrator, read, require_governed};
+use super::{administrator, no_query, read, require_governed};
 use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::causes::model_not_found;
 use crate::api::errors::{ApiError, ErrorKind, echoed};
@@ -36,6 +36,7 @@ struct Named {
 /// Every model, and what those that come and go hold of their memory.
 pub(crate) async fn list<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
     let server = server(&backend, &request)?;
+    no_query(&request)?;
     let rows: Vec<Value> = shown(server, |_| true).iter().map(|model| row(server, model)).collect();
     let memory = server.shelf().map(Shelf::memory);
     Ok(Json(json!({"object": "list", "data": rows, "memory": memory})).into_response())

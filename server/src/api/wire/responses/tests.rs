@@ -148,6 +148,9 @@ fn what_would_need_a_memory_is_refused_by_name() {
 #[test]
 fn refusals_of_the_chats_reader_come_under_this_routes_names() {
     refused(json!({"max_output_tokens": 0}), ErrorKind::InvalidValue, "max_output_tokens");
+    refused(json!({"max_output_tokens": -1}), ErrorKind::InvalidValue, "max_output_tokens");
+    let numbered = json!({"tool_choice": {"type": "function", "name": 5}});
+    refused(numbered, ErrorKind::InvalidType, "tool_choice.name");
     refused(json!({"max_tokens": 1}), ErrorKind::UnknownParameter, "max_tokens");
     refused(json!({"tools": [{"type": "function", "name": "a b"}]}), ErrorKind::InvalidValue, "tools[0].name");
     refused(json!({"tools": [{"type": "web_search"}]}), ErrorKind::UnsupportedParameter, "tools[0].type");
@@ -183,6 +186,15 @@ fn a_conversation_of_items_becomes_turns() {
     assert_eq!(chat.messages[4].content.as_deref(), Some("2"));
     assert_eq!(chat.messages[5].reasoning_content.as_deref(), Some("hm"));
     assert_eq!(chat.messages[5].content.as_deref(), Some("done"));
+}
+
+#[test]
+fn instructions_are_one_of_the_messages_that_a_conversation_may_have() {
+    let most = RequestBounds::default().max_messages;
+    let input = |count: usize| Value::from(vec![json!({"role": "user", "content": "x"}); count]);
+    assert_eq!(prompt(json!({"input": input(most - 1), "instructions": "be brief"})).messages.len(), most);
+    refused(json!({"input": input(most), "instructions": "be brief"}), ErrorKind::InvalidValue, "input");
+    assert_eq!(prompt(json!({"input": input(most)})).messages.len(), most);
 }
 
 #[test]

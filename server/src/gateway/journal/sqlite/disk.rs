@@ -6,6 +6,7 @@ use std::io;
 use rusqlite::Connection;
 
 use super::StoreError;
+use crate::durable;
 use crate::gateway::data::DataDir;
 use crate::gateway::journal::store::LedgerDisk;
 
@@ -64,6 +65,6 @@ impl LedgerDisk for SqliteDisk {
 /// A log that was made just now is in its folder only once that is on the disk too.
 fn open_log(data: &DataDir) -> io::Result<File> {
     let log = File::open(data.log())?;
-    File::open(data.path())?.sync_all()?;
+    durable::sync_folder(data.path())?;
     Ok(log)
 }

@@ -88,7 +88,7 @@ fn of_context(server: Option<&AppState>, model: &str, ask: &Ask) -> Option<Bar> 
         return unknown(why);
     };
     let (prompt, answer) = (ask.prompt_tokens as usize, ask.max_output_tokens);
-    let asked = AskedLength { tokens: Some(answer), field: LengthField::Common };
+    let asked = AskedLength { tokens: Some(answer), field: LengthField::Common, prompt: "prompt" };
     let message = || context_overflow(longest, prompt, asked).message().to_owned();
     (prompt + answer as usize > longest).then(|| Bar::Refuses { by: CONTEXT_LENGTH, message: message() })
 }
