@@ -46,12 +46,15 @@ impl CatchUpBudget {
         Self { tokens, time, batch_time, costs, prompt_logprob_rows, is_untouched: true }
     }
 
-    /// Whether `sequence` would get anything in `class`.
-    pub(crate) fn affords(&self, class: Class, sequence: &Sequence) -> bool {
+    /// Whether anybody would get anything in `class`.
+    pub(crate) fn affords(&self, class: Class) -> bool {
         let in_time = |time| self.is_untouched || self.costs.tokens_within(0, time) > 0;
-        self.tokens > 0
-            && self.time_for(class).is_some_and(in_time)
-            && (self.prompt_logprob_rows > 0 || sequence.sampling.prompt_logprobs.is_none())
+        self.tokens > 0 && self.time_for(class).is_some_and(in_time)
+    }
+
+    /// Whether a row of log-probabilities is left for `sequence`, if it wants any.
+    pub(crate) fn has_rows_for(&self, sequence: &Sequence) -> bool {
+        self.prompt_logprob_rows > 0 || sequence.sampling.prompt_logprobs.is_none()
     }
 
     /// Takes what `sequence` may run that was just let in because one like it was afforded: at least one token.
@@ -137,7 +140,7 @@ mod tests {
         let (tokens, time, batch_time, prompt_logprob_rows) = (8, 12, Some(UNBOUNDED), 0);
         let mut budget = CatchUpBudget { tokens, time, batch_time, costs, prompt_logprob_rows, is_untouched: false };
         let (mut sequence, _stream) = sequence(request(0, &[0; 100]));
-        assert!(budget.affords(sequence.id.class, &sequence), "there is time for a token that attends itself");
+        assert!(budget.affords(sequence.id.class), "there is time for a token that attends itself");
         sequence.num_computed = 90;
         assert_eq!(budget.take(&sequence, Demand::Last), 0);
         assert_eq!(budget.take_first(&sequence, Demand::Last), 1);

@@ -74,7 +74,7 @@ pub(crate) struct Scheduler {
     /// Each needs a grant.
     parked: BTreeMap<SequenceId, Sequence>,
     waiting: WaitingQueue<Sequence>,
-    /// Each waits for what another is computing.
+    /// Each waits for what another is computing, or for the next step's rows of log-probabilities.
     held: Vec<Waiting<Sequence>>,
     cache: KvCacheManager,
 }

@@ -342,9 +342,11 @@ impl Server {
         let shelved = self.shelf.as_ref().map(ShelfKeeper::handles);
         let comparisons = self.comparisons.handle();
         let end_workers = self.workers.as_ref().map(WorkersKeeper::shutdown);
+        let start_no_more = self.workers.as_ref().map(WorkersKeeper::start_no_more);
         let shutdown = async {
             shutdown.await;
             readiness.start_draining();
+            start_no_more.iter().for_each(|start_no_more| start_no_more());
             tracing::info!("admitting nothing more; what runs may finish");
             tokio::spawn(async move {
                 sleep(drain_timeout).await;

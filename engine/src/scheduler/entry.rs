@@ -44,13 +44,20 @@ impl Scheduler {
         self.waiting.head_class()
     }
 
-    /// Those up to class `worst`, in order. Nobody overtakes the head, so it cannot starve.
+    /// Those up to class `worst`, in order. Nobody overtakes the head, so it cannot starve; one that wants log-probabilities of its
+    /// prompt where no row of them is left in the step lets others by, and is the head again in the next.
     pub(super) fn admit_waiting(&mut self, worst: Class, batch: &mut ScheduledBatch, budget: &mut CatchUpBudget) {
         while let Some(class) = self.next_class().filter(|&class| class <= worst)
-            && self.head().is_some_and(|head| budget.affords(class, head))
+            && budget.affords(class)
         {
             if self.hold_head(class) {
                 continue;
+            }
+            if self.head().is_some_and(|head| !budget.has_rows_for(head)) {
+                if self.set_head_aside() {
+                    continue;
+                }
+                break;
             }
             if self.admit_head(batch).is_none() {
                 if !self.makes_way() || !self.would_fit_without_batch() {
@@ -97,8 +104,9 @@ impl Scheduler {
         let places_taken: usize = stay().map(|sequence| sequence.choices().len()).sum();
         let spare: usize = stay().map(|other| cache.blocks_to_grow(other) + cache.blocks_of_next_step(other)).sum();
         let freed: usize = self.running.iter().filter(gives_way).map(|sequence| cache.num_held(sequence)).sum();
+        let next_token = if places_taken == 0 { 0 } else { cache.blocks_of_next_token(head) };
         places_taken + head.choices().len() <= self.config.max_num_seqs
-            && cache.fewest_to_admit(head) + spare <= cache.pool().num_free() + freed
+            && cache.fewest_to_admit(head) + next_token + spare <= cache.pool().num_free() + freed
     }
 
     fn head(&mut self) -> Option<&mut Sequence> {

@@ -1,5 +1,6 @@
 //! Prompts that begin alike and come together: one computes what they share, the others wait for it beside the queue, where
-//! they hold up nobody. Each would take as long for it as the one that is at it, and take from its part of the steps.
+//! they hold up nobody. Each would take as long for it as the one that is at it, and take from its part of the steps. Who finds no
+//! row of log-probabilities left in a step is set aside for as long.
 
 use super::Scheduler;
 use crate::kv_cache_manager::KvCacheManager;
@@ -24,6 +25,11 @@ impl Scheduler {
         if !head.is_some_and(|head| may_wait(head) && is_being_computed(head, (running, cache))) {
             return false;
         }
+        self.set_head_aside()
+    }
+
+    /// Takes the head out of the queue until the next step, unless it was preempted.
+    pub(super) fn set_head_aside(&mut self) -> bool {
         let aside = self.waiting.set_aside();
         let is_held = aside.is_some();
         self.held.extend(aside);

@@ -243,6 +243,22 @@ fn rows_of_prompt_logprobs_are_bounded_over_the_whole_step() {
 }
 
 #[test]
+fn a_prompt_for_whose_logprobs_no_row_is_left_holds_up_nobody_and_comes_first_once_there_is() {
+    let mut bench = Bench::new(EngineConfig { num_kv_blocks: 40, prefill_chunk_tokens: 16, ..config() });
+    let asking = |arrival: u64| {
+        let sampling = SamplingParams { prompt_logprobs: Some(1), ..SamplingParams::default() };
+        crate::Request { sampling, ..request(arrival, &[arrival as u32 + 1, 2, 3, 4]) }
+    };
+    (0..3).for_each(|arrival| bench.add_request(asking(arrival)));
+    bench.add(3, 2);
+    assert_eq!(bench.step(), [(0, 2), (1, 1), (3, 2)]);
+    assert!(bench.scheduler.has_work());
+    assert!(bench.step().iter().all(|&(arrival, _)| arrival != 2));
+    let stepped = bench.step();
+    assert!(stepped.iter().any(|&(arrival, _)| arrival == 2), "the first needs no rows any more: {stepped:?}");
+}
+
+#[test]
 fn extracted_sequences_give_their_blocks_back_wherever_they_are() {
     let mut bench = Bench::new(EngineConfig { max_num_seqs: 2, ..config() });
     (0..4).for_each(|id| bench.add(id, 5));

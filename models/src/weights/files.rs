@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn of_a_long_file_only_its_head_is_read() {
-        const FILE_BYTES: u64 = 1 << 30;
+        const FILE_BYTES: u64 = 1 << 38;
         let folder = tempfile::tempdir().unwrap();
         for (name, head_bytes) in [("short", 9_u16), ("long", 9000)] {
             let path = folder.path().join(name);
@@ -332,13 +332,13 @@ mod tests {
         let path = folder.path().join("long.gguf");
         // A hole before the last bytes.
         let mut file = File::create(&path).unwrap();
-        file.seek(SeekFrom::Start(1 << 30)).unwrap();
+        file.seek(SeekFrom::Start(1 << 38)).unwrap();
         io::Write::write_all(&mut file, b"factors").unwrap();
         let files = CheckpointFiles::gguf(&path).unwrap();
         let read = |start: usize, end: usize| files.read_range("long.gguf", start..end).unwrap();
-        assert_eq!(read((1 << 30) + 1, (1 << 30) + 4), b"act");
-        assert_eq!(read((1 << 30) + 4, (1 << 30) + 9), b"ors", "of what the file does not have there is nothing");
-        assert_eq!(read(1 << 31, (1 << 31) + 4), b"");
+        assert_eq!(read((1 << 38) + 1, (1 << 38) + 4), b"act");
+        assert_eq!(read((1 << 38) + 4, (1 << 38) + 9), b"ors", "of what the file does not have there is nothing");
+        assert_eq!(read(1 << 39, (1 << 39) + 4), b"");
     }
 
     /// One key, whose text begins at byte 56 and ends at byte 1056.

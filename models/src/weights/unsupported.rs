@@ -23,7 +23,7 @@ pub(crate) fn without_config(files: &CheckpointFiles) -> ModelError {
 fn explain_without_config(files: &CheckpointFiles) -> Cow<'static, str> {
     let names = files.names().unwrap_or_default();
     let any = |part: &str| names.iter().any(|name| name.contains(part));
-    if any(".gguf") {
+    if names.iter().any(|name| is_gguf(name)) {
         return ONLY_GGUF.into();
     } else if any("adapter_config.json") {
         return ADAPTER.into();
@@ -75,11 +75,15 @@ const ADAPTER: &str = "an adapter without its base model; merge it into the base
 const TRAINER_FILES: [&str; 8] =
     ["optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args", "trainer_state", "global_step"];
 
+fn is_gguf(name: &str) -> bool {
+    name.to_ascii_lowercase().ends_with(".gguf")
+}
+
 fn explain(names: &[String]) -> &'static str {
     let is_trainers = |name: &str| TRAINER_FILES.iter().any(|start| name.starts_with(start));
     let names: Vec<&String> = names.iter().filter(|name| !is_trainers(name)).collect();
     let any = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
-    if any(".gguf") {
+    if names.iter().any(|name| is_gguf(name)) {
         ONLY_GGUF
     } else if names.iter().any(|name| name.starts_with("consolidated") && name.ends_with(".safetensors")) {
         "only the publisher's own layout (consolidated*.safetensors) is here; download model*.safetensors too"

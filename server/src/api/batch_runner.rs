@@ -291,9 +291,9 @@ impl Run {
 
     /// What was answered before becomes files all the same.
     async fn fail(&self, errors: Vec<LineError>) -> Result<(), ApiError> {
-        self.change(move |batch| batch.errors.clone_from(&errors)).await?;
         let (store, id, total) = (Arc::clone(&self.store), self.batch.id.clone(), self.batch.counts.total);
         let journal = self.on_disk(move || store.journal(&id, total)).await?;
+        self.change(move |batch| batch.errors.clone_from(&errors)).await?;
         self.finish_as(Arc::new(Mutex::new(journal)), BatchStatus::Failed).await
     }
 

@@ -96,11 +96,10 @@ impl Delivery {
         while let Some(piece) = self.next().await? {
             self.answer.join(piece);
         }
-        if let Some(conclusion) = self.answer.conclude(&mut self.admitted.prompts) {
-            conclusion.await?;
+        match self.answer.conclude(&mut self.admitted.prompts) {
+            Some(conclusion) => conclusion.await,
+            None => Ok(()),
         }
-        self.admitted.prompts.iter_mut().for_each(LivePrompt::settle);
-        Ok(())
     }
 
     pub(crate) fn stream(self) -> Response {

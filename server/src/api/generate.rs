@@ -58,7 +58,8 @@ pub(crate) struct RequestContext {
 }
 
 impl RequestContext {
-    /// How long the answer may take, its admission included. A batch bounds its own, and waits for days where others come first.
+    /// How long the answer may take, its admission included. A batch bounds its own, which may wait for hours while others come
+    /// first.
     pub(super) fn time_allowed(&self, state: &AppState) -> Duration {
         if self.scope == Scope::Batch { Duration::MAX } else { state.config().request_timeout }
     }
@@ -156,7 +157,7 @@ pub(crate) async fn admit(
         arrived,
         class,
         read_again: 0,
-        settle_at: SettleAt::of(prompts.len(), &request.output),
+        settle_at: SettleAt::LastToken,
         shadow: shadow::suited(state, shadow, (&request, &prompts)),
     };
     let patience = Patience::of(prompts.len(), scope);
@@ -169,7 +170,8 @@ pub(crate) async fn admit(
     let prompts = admission.start_all(tickets).await?;
     let ran_here = prompts.iter().all(|prompt| matches!(prompt, LivePrompt::Engine(_)));
     let fingerprint = ran_here.then(|| model.fingerprint.clone());
-    let served_as = ServedAs { model: model.name.clone(), fingerprint, tier: Some(tier_name(class)), billing };
+    let served_as =
+        ServedAs { model: model.name.clone(), fingerprint, tier: ran_here.then(|| tier_name(class)), billing };
     Ok(Admitted::new((prompts, request.choices), served_as, (ends_at, place)))
 }
 

@@ -178,6 +178,16 @@ fn written_bad_word(word: &str) -> Vec<String> {
 }
 
 fn encode_chat((model, text): (&str, &TextModel), chat: &ChatPrompt, now: Duration) -> Result<EncodedPrompt, ApiError> {
+    let tokens = tokens_of_chat(text, chat, now)?.map_err(|error| not_encoded((model, text), (chat, now), error))?;
+    Ok(EncodedPrompt { tokens, written: None, field: chat.field.to_owned() })
+}
+
+/// The inner error is the template's, or the tokenizer's.
+fn tokens_of_chat(
+    text: &TextModel,
+    chat: &ChatPrompt,
+    now: Duration,
+) -> Result<Result<Vec<TokenId>, TextError>, ApiError> {
     let template = text.chat_template()?;
     let source = template.source().unwrap_or_default();
     let developer =
@@ -197,15 +207,20 @@ fn encode_chat((model, text): (&str, &TextModel), chat: &ChatPrompt, now: Durati
         variables: &variables,
         now,
     };
-    let tokens = PromptEncoder::new(&text.tokenizer, template).encode(&prompt);
-    let tokens = tokens.map_err(|error| not_encoded(model, chat, error))?;
-    Ok(EncodedPrompt { tokens, written: None, field: chat.field.to_owned() })
+    Ok(PromptEncoder::new(&text.tokenizer, template).encode(&prompt))
 }
 
-/// A template that serves others may break on what one request alone brings along, which is no fault of the model.
-fn not_encoded(model: &str, chat: &ChatPrompt, error: TextError) -> ApiError {
-    let at_fault = if matches!(error, TextError::TemplateBroken(_)) { chat.odd_field() } else { None };
-    match at_fault {
+/// A template may break on what one request alone brings along, which is no fault of the model: then it does not break
+/// without that.
+fn not_encoded((model, text): (&str, &TextModel), (chat, now): (&ChatPrompt, Duration), error: TextError) -> ApiError {
+    let is_broken = matches!(error, TextError::TemplateBroken(_));
+    let plainer = if is_broken { chat.plainer() } else { Vec::new() };
+    let is_well = |chat: &ChatPrompt| match tokens_of_chat(text, chat, now) {
+        Ok(Err(TextError::TemplateBroken(_))) | Err(_) => false,
+        Ok(_) => true,
+    };
+    let at_fault = plainer.into_iter().find(|(_, chat)| is_well(chat));
+    match at_fault.map(|(field, _)| field) {
         Some(field) => invalid(&field, error),
         None => naming(chat.field, text_failed(model, error)),
     }
@@ -394,8 +409,6 @@ mod tests {
         assert_eq!(told(LLAMA, odd), refused("chat_template_kwargs"));
         let odd = chat(&[("messages", messages_with("no"))]);
         assert_eq!(told(BY_WORD, odd), refused("messages[2].tool_calls[1].function.arguments"));
-        let odd = chat(&[("messages", messages_with("[1]"))]);
-        assert_eq!(told(BROKEN, odd), refused("messages[2].tool_calls[1].function.arguments"));
         let call = json!({"type": "function_call", "call_id": "c", "name": "f", "arguments": "no"});
         let body = json!({"model": "m", "input": [call]});
         let read = read_response(body, Reader::new(UnknownFields::Error), &RequestBounds::default()).unwrap();
@@ -404,7 +417,8 @@ mod tests {
 
     #[test]
     fn a_template_that_breaks_on_anything_is_the_models_own_fault() {
-        for read in [chat(&[]), chat(&[("messages", messages_with("{}"))])] {
+        let kwargs = ("chat_template_kwargs", json!({"enable_thinking": false}));
+        for read in [chat(&[]), chat(&[("messages", messages_with("[1]"))]), chat(&[kwargs])] {
             assert_eq!(told(BROKEN, read), (ErrorKind::Internal, None));
         }
     }

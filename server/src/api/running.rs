@@ -11,7 +11,6 @@ use super::generate::saturating_u32;
 use super::meter::PromptMeter;
 use super::ranking::Ranking;
 use super::shadow::AnswerRecorder;
-use super::wire::request::Output;
 use crate::gateway::Generation;
 use crate::gateway::journal::JournalUnavailable;
 
@@ -52,13 +51,6 @@ pub(crate) struct RunningPrompt {
     settled: Option<Usage>,
     /// Nothing of it has been given to anybody.
     is_unread: bool,
-}
-
-impl SettleAt {
-    /// Prompts of a list that is answered as a whole stand or fall together.
-    pub(crate) fn of(num_prompts: usize, output: &Output) -> Self {
-        if num_prompts > 1 && output.stream.is_none() { Self::Told } else { Self::LastToken }
-    }
 }
 
 impl RunningPrompt {

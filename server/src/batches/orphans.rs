@@ -27,7 +27,7 @@ pub(super) fn clear_contents(folder: &Path, to_be: &HashSet<FileId>) -> io::Resu
         let is_content = path.extension() == Some(OsStr::new("data"));
         let id = path.file_stem().and_then(OsStr::to_str).and_then(FileId::parse);
         let Some(id) = id.filter(|id| is_content && !to_be.contains(id)) else { continue };
-        if !path.with_extension("json").exists() {
+        if matches!(path.with_extension("json").try_exists(), Ok(false)) {
             tracing::info!(file = %id, "what was uploaded in part before the server was killed is removed");
             fs::remove_file(path)?;
         }

@@ -1,7 +1,7 @@
 //! The files and batches of all accounts. Everything is bounded, and everything on disk is the owner's alone to read.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -141,19 +141,23 @@ impl BatchStore {
                 tracing::error!(batch = %id, %error, "a batch that was over could not be ended");
             }
         }
-        store.clear_orphans()?;
+        let owners: BTreeSet<String> = store.index().batches.values().map(|batch| batch.owner.clone()).collect();
+        owners.iter().for_each(|owner| store.forget_oldest(owner));
+        store.clear_orphans();
         Ok(store)
     }
 
-    fn clear_orphans(&self) -> io::Result<()> {
-        for folder in [&self.files_folder, &self.batches_folder] {
-            orphans::clear_unfinished(folder)?;
-        }
+    /// What cannot be removed keeps no server from starting.
+    fn clear_orphans(&self) {
+        let unfinished = [&self.files_folder, &self.batches_folder].map(|folder| orphans::clear_unfinished(folder));
         let index = self.index();
         let ending =
             index.batches.values().filter(|batch| !batch.status.is_over()).filter_map(|batch| batch.ending.as_ref());
         let to_be = ending.flat_map(|ending| [&ending.output, &ending.errors]).flatten().cloned().collect();
-        orphans::clear_contents(&self.files_folder, &to_be)
+        let contents = orphans::clear_contents(&self.files_folder, &to_be);
+        for error in unfinished.into_iter().chain([contents]).filter_map(Result::err) {
+            tracing::warn!(%error, "what was not finished could not be removed");
+        }
     }
 
     pub fn bounds(&self) -> &BatchBounds {
@@ -240,15 +244,20 @@ impl BatchStore {
         }
         self.write_record(&self.batches_folder, batch.id.as_str(), &batch)?;
         index.batches.insert(batch.id.clone(), batch.clone());
-        if let Err(error) = self.forget_oldest(&mut index, &batch.owner) {
-            tracing::warn!(%error, "batches that are over could not be removed");
-        }
         Ok(batch)
     }
 
-    fn forget_oldest(&self, index: &mut Index, owner: &str) -> io::Result<()> {
+    /// Of those of `owner` that are over, as many as are too many.
+    fn forget_oldest(&self, owner: &str) {
+        if let Err(error) = self.try_to_forget_oldest(&mut self.index(), owner) {
+            tracing::warn!(%error, "batches that are over could not be removed");
+        }
+    }
+
+    fn try_to_forget_oldest(&self, index: &mut Index, owner: &str) -> io::Result<()> {
         let ended = index.batches.values().filter(|batch| batch.owner == owner && batch.status.is_over());
-        let mut ended: Vec<_> = ended.map(|batch| (batch.created_at, batch.serial, batch.id.clone())).collect();
+        let ended_at = |batch: &Batch| batch.reached_at.get(&batch.status).copied();
+        let mut ended: Vec<_> = ended.map(|batch| (ended_at(batch), batch.serial, batch.id.clone())).collect();
         ended.sort_unstable();
         let num_kept = ended.len().min(self.bounds.max_ended);
         for (_, _, id) in ended.drain(..ended.len() - num_kept) {
@@ -347,10 +356,12 @@ impl BatchStore {
         let [output_path, errors_path] = journal::paths(&self.batches_folder, id.as_str());
         self.adopt(&output_path, output.as_ref(), (&batch.owner, format!("{id}_output.jsonl")), at)?;
         self.adopt(&errors_path, errors.as_ref(), (&batch.owner, format!("{id}_error.jsonl")), at)?;
-        self.change(id, |batch| {
+        let ended = self.change(id, |batch| {
             (batch.counts, batch.output_file_id, batch.error_file_id) = (counts, output, errors);
             batch.reach(status, at);
-        })
+        })?;
+        self.forget_oldest(&ended.owner);
+        Ok(ended)
     }
 
     /// Makes a file of ours of one that a batch wrote, unless that was done.
@@ -363,7 +374,8 @@ impl BatchStore {
     ) -> Result<(), BatchError> {
         let Some(id) = id else { return Ok(unless_missing(fs::remove_file(path))?) };
         let content = self.content_path(id);
-        unless_missing(durable::rename(path, &content))?;
+        // Its folder is synced with its record.
+        unless_missing(fs::rename(path, &content))?;
         let bytes = match fs::metadata(&content) {
             Ok(content) => content.len(),
             // An end that failed half way had made the file already, and its owner has deleted it since.
@@ -386,7 +398,11 @@ impl BatchStore {
         self.disk.write(file.as_file_mut(), &text)?;
         file.as_file().sync_all()?;
         file.persist(folder.join(format!("{id}.json"))).map_err(|error| error.error)?;
-        Ok(durable::sync_folder(folder)?)
+        // The record is there for whoever reads it now, and only a loss of power could take its name.
+        if let Err(error) = durable::sync_folder(folder) {
+            tracing::warn!(%error, "the folder of a record could not be synced");
+        }
+        Ok(())
     }
 
     fn content_path(&self, id: &FileId) -> PathBuf {

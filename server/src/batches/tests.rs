@@ -281,21 +281,24 @@ fn what_a_killed_process_left_half_written_is_gone_after_the_next_start() {
 }
 
 #[test]
-fn batches_that_are_over_are_forgotten_the_oldest_first() {
+fn batches_that_are_over_are_forgotten_the_first_to_end_first() {
     let folder = tempfile::tempdir().unwrap();
     let bounds = BatchBounds { max_ended: 2, ..BatchBounds::default() };
     let store = BatchStore::open(folder.path(), bounds).unwrap();
     let input = file(&store, "ada", b"x");
-    let ended = |_| {
-        let added = store.add_batch(batch(&input)).unwrap();
-        let journal = store.journal(&added.id, 0).unwrap();
-        store.finish(&added.id, &journal, BatchStatus::Completed, 9).unwrap().id
+    let late = store.add_batch(batch(&input)).unwrap();
+    let end = |id: &BatchId, at| {
+        let journal = store.journal(id, 0).unwrap();
+        store.finish(id, &journal, BatchStatus::Completed, at).unwrap().id
     };
-    let ended: Vec<_> = (0..4).map(ended).collect();
-    let running = store.add_batch(batch(&input)).unwrap().id;
-    let kept = [&running, &ended[3], &ended[2]];
-    assert!(store.batches("ada").iter().map(|batch| &batch.id).eq(kept));
-    assert_eq!(num_files(&folder, "batches"), 3);
+    let ended: Vec<_> = (0..4).map(|at| end(&store.add_batch(batch(&input)).unwrap().id, at)).collect();
+    // It was made first and ends last.
+    end(&late.id, 9);
+    let kept = |store: &BatchStore| store.batches("ada").into_iter().map(|batch| batch.id).collect::<Vec<_>>();
+    assert_eq!((kept(&store), num_files(&folder, "batches")), (vec![ended[3].clone(), late.id], 2));
+    drop(store);
+    let bounds = BatchBounds { max_ended: 1, ..bounds };
+    assert_eq!(kept(&BatchStore::open(folder.path(), bounds).unwrap()).len(), 1, "a bound that is lowered holds");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, value_parser};
 use jiff::Timestamp;
 use passerelle::config::{Environment, SLURM_JOB_END};
-use passerelle::workers::{Authority, AuthorityError};
+use passerelle::workers::Authority;
 
 use super::output;
 use super::serve::ServeArgs;
@@ -126,10 +126,7 @@ impl EnrolArgs {
         // Made, if there is none.
         let _data = self.state.data()?;
         let authority = Authority::open(&self.state.data_dir()?)?;
-        authority.enrol(&self.partition, last_day(self.days)?)?.write(&self.out).map_err(|error| match error {
-            AuthorityError::File { file, error } => AuthorityError::File { file, error: output::must_be_new(error) },
-            other => other,
-        })?;
+        authority.enrol(&self.partition, last_day(self.days)?)?.write(&self.out)?;
         output::line(format_args!("enrolled: {}", self.out.display()))?;
         tell!(
             "On the other machine: passerelle worker --partition {} --connect GATEWAY:PORT --credentials FOLDER --config FILE, \

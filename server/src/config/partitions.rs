@@ -120,14 +120,21 @@ pub(super) fn check_workers(written: &WrittenWorkers) -> Result<WorkersConfig, C
     let longest = |stated, usual, setting| {
         some_period(stated, Duration::from_secs(usual), (setting, "is over before a worker has said anything"))
     };
+    // One that is not stated follows the other.
+    let stated_longest = written.longest_restart.map_or(Duration::MAX, |longest| longest.0);
     let first_restart = some_period(
         written.first_restart,
-        Duration::from_millis(500),
+        Duration::from_millis(500).min(stated_longest),
         ("workers.first_restart", "would start what ends at once again without a pause"),
     )?;
-    let longest_restart = period(written.longest_restart, Duration::from_secs(60));
+    let longest_restart = some_period(
+        written.longest_restart,
+        Duration::from_secs(60).max(first_restart),
+        ("workers.longest_restart", "would start what ends at once again without a pause"),
+    )?;
     if longest_restart < first_restart {
-        return Err(ConfigError::value("workers.longest_restart", "is shorter than workers.first_restart"));
+        let problem = format!("{longest_restart:?} is shorter than the {first_restart:?} of workers.first_restart");
+        return Err(ConfigError::value("workers.longest_restart", problem));
     }
     Ok(WorkersConfig {
         listen: written.listen,

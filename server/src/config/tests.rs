@@ -319,7 +319,11 @@ fn a_time_in_which_nothing_is_possible_is_refused_by_its_key() {
 #[test]
 fn pauses_before_a_worker_is_started_again_grow() {
     let error = check("[workers]\nfirst_restart = \"5s\"\nlongest_restart = \"1s\"").expect_err("they would shrink");
-    assert!(error.to_string().starts_with("workers.longest_restart: "), "{error}");
+    assert_eq!(error.to_string(), "workers.longest_restart: 1s is shorter than the 5s of workers.first_restart");
+    for (key, bounds) in [("first_restart = \"2m\"", [120, 120]), ("longest_restart = \"200ms\"", [0, 0])] {
+        let workers = check(&format!("[workers]\n{key}")).expect("the other follows").workers;
+        assert_eq!([workers.first_restart, workers.longest_restart].map(|pause| pause.as_secs()), bounds, "{key}");
+    }
 }
 
 #[test]

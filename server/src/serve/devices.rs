@@ -198,20 +198,26 @@ fn list_of(output: &Output) -> Result<DeviceList> {
     let [listed, complaint] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
     // It says what is wrong on either.
     let why = [complaint.trim(), listed.trim()].into_iter().find(|said| !said.is_empty()).unwrap_or("it says nothing");
-    let has_asked = output.status.success() || output.status.code() == Some(NOTHING_FOUND);
+    let list = DeviceList::of_nvidia_smi(&listed);
+    // Some complaints come with a whole list.
+    let has_asked = output.status.success() || output.status.code() == Some(NOTHING_FOUND) || !list.devices.is_empty();
     ensure!(has_asked, "nvidia-smi -L fails ({}): {why}; use --device cpu", output.status);
-    Ok(DeviceList::of_nvidia_smi(&listed))
+    Ok(list)
 }
 
+/// A driver that fails says nothing of the CPU, on which this build runs all.
 #[cfg(not(feature = "cuda"))]
-fn say_what_is_unused(config: &EngineConfig) -> Result<()> {
-    let Some(list) = listed_devices(config)? else { return Ok(()) };
+fn say_what_is_unused(config: &EngineConfig) {
+    let list = match listed_devices(config) {
+        Ok(Some(list)) => list,
+        Ok(None) => return,
+        Err(reason) => return tracing::warn!("{reason:#}"),
+    };
     let unused = list.visible(config.visible_devices.as_deref());
     if !unused.is_empty() {
         let devices = unused.iter().map(|part| part.device().to_string()).collect::<Vec<_>>().join(", ");
         tracing::warn!(devices, "this build runs no models on these devices: serving on the CPU");
     }
-    Ok(())
 }
 
 /// The first visible GPU of a build that runs models on GPUs. Says in one line why there is none.
@@ -228,7 +234,7 @@ fn gpu_if_any(config: &EngineConfig) -> Result<Option<Compute>> {
 
 #[cfg(not(feature = "cuda"))]
 fn gpu_if_any(config: &EngineConfig) -> Result<Option<Compute>> {
-    say_what_is_unused(config)?;
+    say_what_is_unused(config);
     Ok(None)
 }
 

@@ -30,7 +30,6 @@ pub(super) fn write(folder: &Path, name: &str, content: &impl Serialize) -> io::
     // When it is dropped, nobody would hear that the disk is full.
     buffer.flush()?;
     drop(buffer);
-    file.as_file().sync_all()?;
     file.persist(folder.join(name))?;
     Ok(())
 }

@@ -156,7 +156,9 @@ impl Prepared {
 }
 
 fn read_settings(config: &UpstreamConfig, routing: RoutingConfig) -> Result<Settings> {
-    let read = |file: &Path| read_key(file).with_context(|| format!("upstreams.key_file: {}", file.display()));
+    let of = &config.model;
+    let read =
+        |file: &Path| read_key(file).with_context(|| format!("upstreams.key_file of `{of}`: {}", file.display()));
     Ok(Settings { config: config.clone(), key: config.key_file.as_deref().map(read).transpose()?, routing })
 }
 
@@ -178,7 +180,8 @@ fn remote_model(config: &RemoteModelConfig, inspector: &Inspector) -> Result<Rem
                 CheckpointFiles::directory(source)?
             }
         };
-        text::load_alone(&files).with_context(|| format!("upstreams.tokenizer: {}", source.display()))
+        let of = &config.name;
+        text::load_alone(&files).with_context(|| format!("upstreams.tokenizer of `{of}`: {}", source.display()))
     };
     Ok(RemoteModel {
         name: config.name.clone(),

@@ -18,12 +18,12 @@ use passerelle::config::{Config, Listen, WorkerPlace};
 use passerelle::metrics::Metrics;
 use passerelle::placement::Backend;
 use passerelle::workers::{
-    Authority, BackoffBounds, Ended, Gate, GateBounds, GatewayTls, LastDay, Peer, WorkerSlot, supervise,
+    Authority, BackoffBounds, Ended, Gate, GateBounds, GatewayTls, Keeping, LastDay, Peer, WorkerSlot, supervise,
 };
 use passerelle_engine::clock::{Clock, SystemClock};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{sleep, timeout};
 
@@ -67,10 +67,17 @@ pub(crate) struct WorkerCommand {
 pub(super) struct WorkersKeeper {
     slots: Vec<Arc<WorkerSlot>>,
     tasks: Vec<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
     socket: PathBuf,
 }
 
 impl WorkersKeeper {
+    /// From now on none is started in the place of one that ends or leaves.
+    pub(super) fn start_no_more(&self) -> impl Fn() + Send + use<> {
+        let stop = self.stop.clone();
+        move || _ = stop.send_replace(true)
+    }
+
     /// Ends what runs, so that each client is told.
     pub(super) fn shutdown(&self) -> impl Fn() + Send + use<> {
         let slots = self.slots.clone();
@@ -139,12 +146,13 @@ pub(super) fn open(
         tasks.push(runtime.spawn(remote.let_in(gate, places())));
     }
     let (local, remote): (Vec<_>, Vec<_>) = slots.iter().partition(|slot| is_local(config, slot));
-    let command = Arc::new(command);
+    let (command, stop) = (Arc::new(command), watch::Sender::new(false));
     for &slot in &local {
-        tasks.push(supervised(config, (&command, socket.as_path()), slot, &clock, runtime)?);
+        let supervisor = supervisor((config, &stop), (&command, socket.as_path()), slot, &clock)?;
+        tasks.push(runtime.spawn(supervisor));
     }
     tasks.extend(remote.into_iter().map(|slot| runtime.spawn(arrivals.clone().whenever_it_comes(Arc::clone(slot)))));
-    let keeper = WorkersKeeper { slots: slots.clone(), tasks, socket };
+    let keeper = WorkersKeeper { slots: slots.clone(), tasks, stop, socket };
     let all_come = async {
         for slot in local {
             arrivals.await_first(slot).await?;
@@ -164,20 +172,19 @@ fn is_local(config: &Config, slot: &WorkerSlot) -> bool {
     of_slot.is_some_and(|partition| partition.worker == WorkerPlace::Local)
 }
 
-fn supervised(
-    config: &Config,
+fn supervisor(
+    (config, stop): (&Config, &watch::Sender<bool>),
     (command, socket): (&Arc<WorkerCommand>, &Path),
     slot: &Arc<WorkerSlot>,
     clock: &Arc<dyn Clock>,
-    runtime: &Runtime,
-) -> Result<JoinHandle<()>> {
-    let bounds = BackoffBounds { first: config.workers.first_restart, longest: config.workers.longest_restart };
-    let patience = config.server.drain_timeout;
+) -> Result<impl Future<Output = ()> + Send + use<>> {
+    let restarts = BackoffBounds { first: config.workers.first_restart, longest: config.workers.longest_restart };
+    let keeping = Keeping { restarts, patience: config.server.drain_timeout, is_stopping: stop.subscribe() };
     let (command, dials, partition) = (Arc::clone(command), socket.to_owned(), slot.partition().to_owned());
     let of_slot = config.partitions.iter().find(|other| other.name == partition);
     let device = of_slot.map(|partition| OneDevice::of(&config.engine, partition)).transpose()?.flatten();
     let start = move || start_process(command.process(&partition, &dials, device.as_ref()), &partition);
-    Ok(runtime.spawn(supervise(Arc::clone(slot), (bounds, patience), Arc::clone(clock), start)))
+    Ok(supervise(Arc::clone(slot), keeping, Arc::clone(clock), start))
 }
 
 fn listen(socket: &Path) -> io::Result<UnixListener> {

@@ -99,6 +99,11 @@ impl Credentials {
     /// Into a folder, which is made. Errors when there are some already.
     pub fn write(&self, folder: &Path) -> Result<(), AuthorityError> {
         fs::create_dir_all(folder).map_err(in_file(folder))?;
+        // All or none: papers of two enrolments do not fit each other.
+        if FILES.iter().any(|file| folder.join(file).exists()) {
+            let there = "an enrolment is there already; name another folder";
+            return Err(in_file(folder)(io::Error::new(io::ErrorKind::AlreadyExists, there)));
+        }
         let texts = [&self.authority, &self.certificate, &self.key];
         FILES.iter().zip(texts).try_for_each(|(file, text)| write_new(&folder.join(file), text))
     }

@@ -33,7 +33,7 @@ pub use gate::{Gate, GateBounds};
 pub use mutual_tls::{GatewayTls, MutualTlsError, Peer, WorkerTls};
 pub use remote_replica::{RemoteReplica, RemoteReplicaBounds};
 pub use slot::{Standing, WorkerSlot, WorkerSlotFigures, WorkersFrom};
-pub use supervisor::{Ended, supervise};
+pub use supervisor::{Ended, Keeping, supervise};
 pub use tap::StepTap;
 pub use work::{Revive, WorkError, WorkerModel, WorkerParts, work};
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use passerelle_engine::clock::Clock;
 use tokio::sync::watch;
 use tokio::time::error::Elapsed;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::backoff::{Backoff, BackoffBounds};
 use super::slot::{Standing, WorkerSlot};
@@ -22,16 +22,30 @@ const LAST_BREATH: Duration = Duration::from_secs(1);
 /// A worker that has given up what still ran exits so soon.
 const TO_EXIT: Duration = Duration::from_secs(5);
 
-/// Runs until it is dropped. `start`: a process that dials the slot; what it returns is ready when the process has
-/// ended, and ends the process when it is dropped. One that leaves has `patience` to finish what it runs.
+/// Who ends a server ends its workers in the same breath, in whatever order: a service manager signals all of a group. So
+/// long after one leaves it may turn out that no other is wanted.
+const SAME_BREATH: Duration = Duration::from_millis(500);
+
+/// How a partition is kept served.
+#[derive(Debug, Clone)]
+pub struct Keeping {
+    pub restarts: BackoffBounds,
+    /// For a worker that leaves, to finish what it runs.
+    pub patience: Duration,
+    /// True once the server admits nothing more.
+    pub is_stopping: watch::Receiver<bool>,
+}
+
+/// Runs until it is dropped, or the server stops and the worker is gone. `start`: a process that dials the slot; what it
+/// returns is ready when the process has ended, and ends the process when it is dropped.
 pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
     slot: Arc<WorkerSlot>,
-    (bounds, patience): (BackoffBounds, Duration),
+    Keeping { restarts, patience, mut is_stopping }: Keeping,
     clock: Arc<dyn Clock>,
     mut start: impl FnMut() -> io::Result<P>,
 ) {
     let partition = slot.partition();
-    let mut backoff = Backoff::new(bounds);
+    let mut backoff = Backoff::new(restarts);
     let mut standing = slot.standing();
     loop {
         let began = clock.now();
@@ -44,12 +58,19 @@ pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
                 }
                 Outcome::Leaves(process) => {
                     tokio::spawn(end_of_leaver(partition.to_owned(), timeout(patience + TO_EXIT, process)));
+                    if stops_within(SAME_BREATH, &mut is_stopping).await {
+                        return;
+                    }
                     continue;
                 }
             },
             Err(error) => format!("it could not be started: {error}"),
         };
         slot.note_end();
+        if *is_stopping.borrow() {
+            tracing::info!(partition, ended, "a worker ended, and so does the server");
+            return;
+        }
         let pause = backoff.after(clock.now().saturating_sub(began));
         // Who waits for the first worker decides what its end means.
         if standing.borrow().arrivals == 0 {
@@ -57,8 +78,14 @@ pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
         } else {
             tracing::error!(partition, ended, again_in = ?pause, "a worker ended; another is started");
         }
-        sleep(pause).await;
+        if stops_within(pause, &mut is_stopping).await {
+            return;
+        }
     }
+}
+
+async fn stops_within(time: Duration, is_stopping: &mut watch::Receiver<bool>) -> bool {
+    matches!(timeout(time, is_stopping.wait_for(|stops| *stops)).await, Ok(Ok(_)))
 }
 
 async fn end_of_leaver(partition: String, process: impl Future<Output = Result<Ended, Elapsed>>) {
@@ -96,12 +123,15 @@ mod tests {
 
     use passerelle_engine::clock::ManualClock;
     use tokio::sync::mpsc;
-    use tokio::time::Instant;
+    use tokio::time::{Instant, sleep};
 
     use super::*;
     use crate::workers::WorkersFrom;
 
-    const BOUNDS: BackoffBounds = BackoffBounds { first: Duration::from_secs(1), longest: Duration::from_secs(60) };
+    fn keeping(stop: &watch::Sender<bool>) -> Keeping {
+        let restarts = BackoffBounds { first: Duration::from_secs(1), longest: Duration::from_secs(60) };
+        Keeping { restarts, patience: Duration::ZERO, is_stopping: stop.subscribe() }
+    }
 
     /// On a clock that runs by itself when everybody waits.
     #[tokio::test(start_paused = true)]
@@ -117,8 +147,8 @@ mod tests {
             })
         };
         let slot = Arc::new(WorkerSlot::new("a", WorkersFrom::Here, Vec::new()));
-        let supervised =
-            tokio::spawn(supervise(slot, (BOUNDS, Duration::ZERO), Arc::new(ManualClock::default()), start));
+        let stop = watch::Sender::new(false);
+        let supervised = tokio::spawn(supervise(slot, keeping(&stop), Arc::new(ManualClock::default()), start));
         let mut at = Vec::new();
         while at.len() < 4 {
             at.push(starts.recv().await.expect("it is never given up").as_secs());
@@ -136,9 +166,43 @@ mod tests {
             Err(io::Error::other("no such program"))
         };
         let slot = Arc::new(WorkerSlot::new("a", WorkersFrom::Here, Vec::new()));
-        let supervised = supervise(slot, (BOUNDS, Duration::ZERO), Arc::new(ManualClock::default()), start);
+        let stop = watch::Sender::new(false);
+        let supervised = supervise(slot, keeping(&stop), Arc::new(ManualClock::default()), start);
         // After 0, 1, 3, 7, 15 and 31 seconds.
         timeout(Duration::from_secs(40), supervised).await.expect_err("it never ends");
         assert_eq!(*tries.lock().expect("nobody panics"), 6);
+    }
+
+    /// `stops_at`: seconds from the beginning, of a worker that ends after two.
+    async fn starts_of_a_server_that_stops(stops_at: u64) -> usize {
+        let starts = Arc::new(Mutex::new(0));
+        let counted = Arc::clone(&starts);
+        let start = move || {
+            *counted.lock().expect("nobody panics") += 1;
+            Ok(async {
+                sleep(Duration::from_secs(2)).await;
+                "exit status: 0".to_owned()
+            })
+        };
+        let slot = Arc::new(WorkerSlot::new("a", WorkersFrom::Here, Vec::new()));
+        let stop = watch::Sender::new(false);
+        let supervised = supervise(slot, keeping(&stop), Arc::new(ManualClock::default()), start);
+        let stopping = async {
+            sleep(Duration::from_secs(stops_at)).await;
+            stop.send_replace(true);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = supervised => {}
+            () = stopping => {}
+        }
+        *starts.lock().expect("nobody panics")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_stops_starts_no_worker_in_the_place_of_one_that_ends() {
+        assert_eq!(starts_of_a_server_that_stops(1).await, 1);
+        // After a pause of one second there was another one, which ends after the fifth.
+        assert_eq!(starts_of_a_server_that_stops(4).await, 2);
     }
 }

@@ -102,7 +102,7 @@ fn an_enrolment_replaces_no_other_and_says_so() {
     };
     assert!(enrol().0);
     let (is_made, said) = enrol();
-    assert!(!is_made && said.contains("papers/authority.pem: it is there already"), "{said}");
+    assert!(!is_made && said.contains("papers: an enrolment is there already; name another folder"), "{said}");
 }
 
 #[test]

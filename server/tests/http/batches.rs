@@ -207,6 +207,27 @@ async fn a_limit_that_is_lowered_ends_no_batch_that_has_begun() {
     runner.abort();
 }
 
+/// Its requests that are left are refused one by one, as they would have been without the restart.
+#[tokio::test]
+async fn a_batch_whose_key_is_gone_ends_with_what_it_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let batch = stopped_half_way(&folder).await;
+    let record = folder.path().join(format!("batches/{}.json", batch["id"].as_str().unwrap()));
+    let read = || serde_json::from_slice::<Value>(&std::fs::read(&record).unwrap()).unwrap();
+    let mut kept = read();
+    kept["via"] = json!("sk-nobody");
+    std::fs::write(&record, kept.to_string()).unwrap();
+    let server = Server::with(Options { key_limits: Some(Vec::new()), ..keeping(&folder) }).await;
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    until(|| read()["status"] == "completed").await;
+    runner.abort();
+    let counts = &read()["counts"];
+    let [completed, failed] = ["completed", "failed"].map(|count| counts[count].as_u64().unwrap());
+    assert!(completed >= 5 && completed + failed == 40, "{counts}");
+    let errors = folder.path().join(format!("files/{}.data", read()["error_file_id"].as_str().unwrap()));
+    assert_eq!(std::fs::read_to_string(errors).unwrap().matches("invalid_api_key").count() as u64, failed);
+}
+
 #[tokio::test]
 async fn a_batch_whose_input_is_gone_ends_and_what_it_answered_is_kept() {
     let folder = tempfile::tempdir().unwrap();

@@ -130,18 +130,6 @@ async fn nobody_pays_for_a_list_that_the_server_fails() {
     assert_eq!((totals.open, totals.settled, totals.prompt_tokens), (0, 4, 0));
 }
 
-/// The first prompt is over before the second one's step breaks.
-#[tokio::test]
-async fn nobody_pays_for_a_list_of_answers_that_the_server_fails() {
-    let server = Server::with(Options::default()).await;
-    let prompts = json!(["this one is fine", "break: it"]);
-    let body = json!({"model": MODEL, "prompt": prompts, "max_tokens": 0, "echo": true, "logprobs": 1});
-    let failed = server.client().post(COMPLETIONS, &body).await;
-    assert_eq!((failed.status, failed.error_code()), (500, "engine_failed".to_owned()));
-    let totals = server.state.ledger().totals();
-    assert_eq!((totals.open, totals.settled, totals.prompt_tokens), (0, 2, 0));
-}
-
 #[tokio::test]
 async fn what_is_billed_for_a_comparison_is_billed_for_this_hour() {
     let prices = [MODEL, RIVAL].map(|model| (model.to_owned(), Price::flat(1_000_000, 0, 0)));

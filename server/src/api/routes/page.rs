@@ -59,12 +59,12 @@ impl<'a> Page<'a> {
     }
 }
 
-/// Errors when the query has a parameter that is none of `known`.
 /// Where a query would be passed over.
 pub(super) fn no_query(request: &Request) -> Result<(), ApiError> {
     only(request.uri().query().unwrap_or_default(), &[])
 }
 
+/// Errors when the query has a parameter that is none of `known`.
 pub(super) fn only(query: &str, known: &[&str]) -> Result<(), ApiError> {
     match pairs(query).find(|(name, _)| !known.contains(name)) {
         Some((name, _)) => Err(unknown(name)),

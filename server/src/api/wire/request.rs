@@ -165,12 +165,25 @@ impl Prompt {
 }
 
 impl ChatPrompt {
-    /// The field that a chat template may break on, though it is written for others: it gets whatever is in
-    /// `chat_template_kwargs`, and the arguments of a call also where they are no object.
-    pub(crate) fn odd_field(&self) -> Option<String> {
+    /// What a chat template may break on, though it is written for others, by the field that brought it, and the conversation
+    /// without it: a template gets whatever is in `chat_template_kwargs`, and the arguments of a call also where they are no
+    /// object.
+    pub(crate) fn plainer(&self) -> Vec<(String, Self)> {
+        let mut plainer = Vec::new();
+        let mut chat = Self { template_kwargs: Map::new(), ..self.clone() };
         if !self.template_kwargs.is_empty() {
-            return Some("chat_template_kwargs".to_owned());
+            plainer.push(("chat_template_kwargs".to_owned(), chat.clone()));
         }
+        if let Some(field) = self.odd_call() {
+            let calls = chat.messages.iter_mut().flat_map(|message| &mut message.tool_calls);
+            calls.filter(|call| !call.has_object()).for_each(|call| "{}".clone_into(&mut call.arguments));
+            plainer.push((field, chat));
+        }
+        plainer
+    }
+
+    /// The field of the first call whose arguments are no object.
+    fn odd_call(&self) -> Option<String> {
         let odd_call = |calls: &[ToolCall]| calls.iter().position(|call| !call.has_object());
         let mut messages = self.messages.iter().enumerate();
         let (index, call) = messages.find_map(|(index, message)| Some((index, odd_call(&message.tool_calls)?)))?;

@@ -24,6 +24,8 @@ use crate::serve::{self, Door};
 const LONGEST_ANSWER: Duration = Duration::from_secs(1800);
 /// The time of fewer is mostly that of the way of the first one.
 const FEWEST_TOKENS: usize = 16;
+/// Between the first and the last of an answer whose tokens did not come all at once.
+const LEAST_SPREAD: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Args)]
 pub(super) struct OverHttpArgs {
@@ -276,7 +278,7 @@ impl Answer {
 
     /// Whether the time behind its first token is that of generating: a few tokens, or all at once, say nothing of it.
     fn has_pace(&self) -> bool {
-        self.heard >= FEWEST_TOKENS && !self.generating().is_zero()
+        self.heard >= FEWEST_TOKENS && self.generating() >= LEAST_SPREAD
     }
 }
 

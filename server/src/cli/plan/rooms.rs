@@ -68,8 +68,12 @@ pub(super) struct Machine<'a> {
 
 impl<'a> Machine<'a> {
     pub(super) fn new(engine: &'a EngineConfig) -> Result<Self> {
-        let (devices, free) = (listed_devices(engine)?, free_memory());
-        Ok(Self { engine, devices, free, taken: HashMap::new(), notes: Vec::new() })
+        let mut notes = Vec::new();
+        let devices = listed_devices(engine).unwrap_or_else(|error| {
+            notes.push(format!("the devices of this machine are not known: {error:#}"));
+            None
+        });
+        Ok(Self { engine, devices, free: free_memory(), taken: HashMap::new(), notes })
     }
 
     /// One of `[[partitions]]`, as its worker shares it. One whose memory is stated may be another machine's; that it is not

@@ -62,6 +62,7 @@ fn a_driver_that_fails_is_quoted_and_one_without_devices_lists_none() {
     };
     assert_eq!(list(0, LIST, "").expect("two cards").devices.len(), 2);
     assert_eq!(list(NOTHING_FOUND, "No devices were found\n", "").expect("the driver is well").devices, []);
+    assert_eq!(list(14, LIST, "WARNING: infoROM is corrupted\n").expect("there is a list").devices.len(), 2);
     for (said, complaint) in [("", "Driver/library version mismatch\n"), ("Driver/library version mismatch\n", "")] {
         let error = list(18, said, complaint).expect_err("it failed").to_string();
         assert!(error.contains("exit status: 18): Driver/library version mismatch; use --device cpu"), "{error}");
