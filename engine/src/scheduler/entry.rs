@@ -9,6 +9,9 @@ use crate::policy::{Taken, take_out};
 use crate::request::Class;
 use crate::sequence::Sequence;
 
+/// Prompts that let others by for want of rows in a step: each is taken out of the queue and put back.
+const MOST_ASIDE: usize = 8;
+
 impl Scheduler {
     /// Whoever has used up its grant makes room, and a turn out of order is over with it: raised, it would have those of its
     /// class give way that go before it.
@@ -47,6 +50,7 @@ impl Scheduler {
     /// Those up to class `worst`, in order. Nobody overtakes the head, so it cannot starve; one that wants log-probabilities of its
     /// prompt where no row of them is left in the step lets others by, and is the head again in the next.
     pub(super) fn admit_waiting(&mut self, worst: Class, batch: &mut ScheduledBatch, budget: &mut CatchUpBudget) {
+        let mut num_aside = 0;
         while let Some(class) = self.next_class().filter(|&class| class <= worst)
             && budget.affords(class)
         {
@@ -54,7 +58,8 @@ impl Scheduler {
                 continue;
             }
             if self.head().is_some_and(|head| !budget.has_rows_for(head)) {
-                if self.set_head_aside() {
+                num_aside += 1;
+                if num_aside <= MOST_ASIDE && self.set_head_aside() {
                     continue;
                 }
                 break;
