@@ -301,8 +301,8 @@ impl Quartiles {
     fn of(numbers: impl Iterator<Item = f64>) -> Self {
         let mut numbers: Vec<f64> = numbers.collect();
         numbers.sort_by(f64::total_cmp);
-        let at = |part: usize| numbers[(numbers.len() - 1) * part / 4];
-        Self { first: at(1), median: at(2), third: at(3) }
+        let last = numbers.len() - 1;
+        Self { first: numbers[last / 4], median: numbers[last / 2], third: numbers[(last * 3).div_ceil(4)] }
     }
 }
 
@@ -372,6 +372,7 @@ mod tests {
     fn quartiles_are_numbers_that_were_measured() {
         let of = |numbers: &[f64]| Quartiles::of(numbers.iter().copied());
         assert_eq!(of(&[5.0, 1.0, 3.0, 2.0, 4.0]), Quartiles { first: 2.0, median: 3.0, third: 4.0 });
+        assert_eq!(of(&[3.0, 1.0, 2.0]), Quartiles { first: 1.0, median: 2.0, third: 3.0 });
         assert_eq!(of(&[7.0]), Quartiles { first: 7.0, median: 7.0, third: 7.0 });
     }
 }
