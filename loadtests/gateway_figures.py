@@ -4,13 +4,14 @@
     python3 loadtests/gateway_figures.py target/release/passerelle target/release/passerelle-loadtests [figure ...]
 
 Starts a replica that computes nothing (`passerelle-loadtests mock`) and gateways before it, in folders of their own, and
-prints one line a figure. Figures: start, latency, events, idle. RATE, DURATION (in seconds), ROUNDS and TOKENS (of an answer) are
-read from the environment. Linux only: memory and CPU come from /proc.
+prints one line a figure. Figures: start, latency, events, idle. RATE, DURATION (in seconds), ROUNDS, TOKENS (of an answer) and
+IDLE_STREAMS are read from the environment. Linux only: memory and CPU come from /proc.
 """
 
 import json
 import os
 import pathlib
+import resource
 import selectors
 import socket
 import subprocess
@@ -24,6 +25,9 @@ DEFAULTS = {"RATE": 500, "DURATION": 8, "ROUNDS": 3, "TOKENS": 8}
 RATE, SECONDS, ROUNDS, TOKENS = (int(os.environ.get(name, value)) for name, value in DEFAULTS.items())
 IDLE_STREAMS = int(os.environ.get("IDLE_STREAMS", 9000))
 TICKS = os.sysconf("SC_CLK_TCK")
+# A stream is an open file here, in the gateway and in the replica. The low soft limit is for programs that use `select`.
+MOST_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_FILES, MOST_FILES))
 SCENARIO = """description = "Short chats to a replica that computes nothing."
 duration_s = {seconds}
 warmup_s = 2
@@ -63,8 +67,10 @@ class Process:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
         line = self.process.stdout.readline()
         self.ready_after = time.monotonic() - self.began
+        if not line.startswith("ready: "):
+            self.__exit__()
+            sys.exit(f"{' '.join(command)} is not ready: {line.strip() or 'it ended'}")
         self.url = line.removeprefix("ready: ").strip()
-        assert self.url, command
 
     def __enter__(self):
         return self
@@ -122,7 +128,10 @@ def figures(url, folder, key):
     command = [LOADTESTS, "run", "--url", url, "--scenario", str(scenario), "--json", "--tokenizer", str(tokenizer)]
     done = subprocess.run(command, env={**os.environ, "OPENAI_API_KEY": key}, capture_output=True, text=True)
     assert done.stdout, done.stderr
-    return json.loads(done.stdout)["report"]
+    report = json.loads(done.stdout)["report"]
+    for warning in report["warnings"]:
+        print(f"warning: {url}: {warning}", file=sys.stderr)
+    return report
 
 
 def latency():
@@ -200,6 +209,9 @@ def events():
 
 
 def idle():
+    # Two in the gateway: its client's and its upstream's.
+    if MOST_FILES != resource.RLIM_INFINITY and MOST_FILES < 2 * IDLE_STREAMS + 200:
+        sys.exit(f"idle: {IDLE_STREAMS} streams need {2 * IDLE_STREAMS + 200} open files: raise `ulimit -Hn`, or set IDLE_STREAMS")
     with mock("--gap", "3600000") as replica, tempfile.TemporaryDirectory() as folder:
         with Gateway(folder, replica.url, keys=True) as gateway:
             warm = [open_stream(address_of(gateway.url), gateway.key, 9) for _ in range(20)]

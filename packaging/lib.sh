@@ -1,13 +1,20 @@
 # Shared by the programs of this folder. Sourced, not run.
 
 export CARGO_TERM_COLOR=never
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
-export SOURCE_DATE_EPOCH
 
 fail() {
     printf '%s\n' "$1" >&2
     exit 1
 }
+
+# Not of a repository that this folder may lie in.
+is_checkout() { [ -e .git ]; }
+
+if [ -z "${SOURCE_DATE_EPOCH:-}" ]; then
+    is_checkout || fail "this is no git checkout: say in SOURCE_DATE_EPOCH of when the files are to be"
+    SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+fi
+export SOURCE_DATE_EPOCH
 
 version() { sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml; }
 
@@ -19,17 +26,26 @@ target_dir() {
 # newest_glibc BINARY: of what it asks the system's C library for.
 newest_glibc() { objdump -T "$1" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1; }
 
+# shipped PATH...: the files below that git knows, as they lie there, so that nobody's keys travel; without git, all of them.
+shipped() {
+    if is_checkout; then
+        git ls-files -z -- "$@"
+    else
+        find "$@" -type f -print0
+    fi
+}
+
 # fill FOLDER FEATURES BINARY...: everything but the checksums.
 fill() {
     local folder=$1 features=$2 binary
     shift 2
-    mkdir -p "$folder/bin" "$folder/models"
+    mkdir -p "$folder/bin"
     for binary in "$@"; do
         install -m 755 "$binary" "$folder/bin"
         strip --strip-debug "$folder/bin/$(basename "$binary")"
     done
-    cp -r configs docs README.md ARCHITECTURE.md CHANGELOG.md LICENSE "$folder"
-    cp -r models/demo "$folder/models/demo"
+    shipped configs docs models/demo README.md ARCHITECTURE.md CHANGELOG.md LICENSE \
+        | tar --create --null --files-from=- | tar --extract --directory "$folder"
     python3 packaging/materials.py "$folder/sbom.cdx.json" "$folder/licences" "$features"
 }
 

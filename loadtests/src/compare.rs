@@ -54,6 +54,8 @@ pub struct Comparison {
     pub endings: Vec<BTreeMap<String, usize>>,
     /// Whose answers came without usage: the tokenizer counted their texts.
     pub without_usage: Vec<String>,
+    /// Of each contender.
+    pub prompts: Vec<PromptTokens>,
     pub rows: Vec<Row>,
     /// The same of each tenant's requests.
     pub tenants: BTreeMap<String, Vec<Row>>,
@@ -65,6 +67,14 @@ pub struct Comparison {
     pub machine: Option<MachineFigures>,
     /// Why there are fewer rounds than were asked for.
     pub stopped: Option<Stopped>,
+}
+
+/// Of all answers of a contender, as far as it told usage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct PromptTokens {
+    pub all: u64,
+    /// From a cache; none where a server does not tell.
+    pub cached: u64,
 }
 
 /// Unknown where the process is.
@@ -150,6 +160,7 @@ pub async fn compare<C: Connect>(
     let (mut rounds, mut stopped, mut without_usage) = (Vec::with_capacity(options.rounds), None, Vec::new());
     let mut endings = vec![BTreeMap::new(); contenders.len()];
     let mut machines = vec![Vec::new(); contenders.len()];
+    let mut prompts = vec![PromptTokens::default(); contenders.len()];
     let (watch, mut sent) = (Watch::start(contenders.iter().filter_map(|contender| contender.pid)), Sent::default());
     let names: Vec<&str> = contenders.iter().map(|contender| contender.name.as_str()).collect();
     for number in 0..options.rounds {
@@ -161,13 +172,12 @@ pub async fn compare<C: Connect>(
                 break;
             }
         };
-        for (all, answers) in endings.iter_mut().zip(&played.answers) {
+        for (which, answers) in played.answers.iter().enumerate() {
             for (ending, count) in &answers.unanswered {
-                *all.entry(ending.clone()).or_insert(0) += count;
+                *endings[which].entry(ending.clone()).or_insert(0) += count;
             }
-        }
-        for (of_contender, answers) in machines.iter_mut().zip(&played.answers) {
-            of_contender.push(answers.machine.clone());
+            machines[which].push(answers.machine.clone());
+            prompts[which].add(answers.prompts);
         }
         let told = names.iter().zip(&played.answers);
         without_usage = told.filter(|(_, answers)| !answers.has_usage()).map(|(name, _)| (*name).to_owned()).collect();
@@ -180,6 +190,7 @@ pub async fn compare<C: Connect>(
         machine: contenders.iter().all(|contender| contender.pid.is_some()).then_some(machine),
         contenders: names.into_iter().map(str::to_owned).collect(),
         without_usage,
+        prompts,
         rounds: rounds.len(),
         requests: rounds.iter().map(|round| round.observed[0].len()).sum(),
         unanswered: endings.iter().map(|endings| endings.values().sum()).collect(),
@@ -199,6 +210,21 @@ fn tenants(rounds: &[Round]) -> BTreeMap<String, Vec<Row>> {
         measures::rows(&parts)
     };
     names.into_iter().map(|name| (name.clone(), rows_of(name))).collect()
+}
+
+impl PromptTokens {
+    fn of(answers: &[Counted]) -> Self {
+        let mut sum = Self::default();
+        for usage in answers.iter().filter_map(|answer| answer.record.usage) {
+            sum.add(Self { all: usage.prompt_tokens, cached: usage.cached_tokens });
+        }
+        sum
+    }
+
+    fn add(&mut self, other: Self) {
+        self.all += other.all;
+        self.cached += other.cached;
+    }
 }
 
 impl ServerFigures {
@@ -273,12 +299,13 @@ impl Sent {
     }
 }
 
-/// One contender's answers of one round, in the order of the plan.
+/// One contender's answers of one round, in the order of the plan, without those of the warm-up.
 #[derive(Debug, Clone, Default)]
 struct Answers {
     answers: Vec<Counted>,
-    /// How the others ended.
+    /// How the others ended, but for those that should end so.
     unanswered: BTreeMap<String, usize>,
+    prompts: PromptTokens,
     rates: Rates,
     /// Of each tenant.
     tenants: BTreeMap<String, Rates>,
@@ -310,27 +337,28 @@ impl Answers {
         if done.was_stopped {
             return Err(CompareError::Interrupted);
         }
+        let (wall, counted) = (done.wall, done.records.into_iter().filter(|record| record.intended >= plan.warmup));
         let (mut records, others): (Vec<Record>, Vec<Record>) =
-            done.records.into_iter().partition(|record| record.is_finished() && !record.events.is_empty());
+            counted.partition(|record| record.is_finished() && !record.events.is_empty());
         records.sort_by_key(Record::place);
         let mut answers = Vec::with_capacity(records.len());
         for record in records {
             let tenant = plan.traffic[record.traffic].tenant.clone();
             answers.push(Counted { tenant, ..Counted::count(record, maker).await? });
         }
-        let rates = |answers: &[&Counted]| Rates::of(answers, done.wall, &plan.objectives);
+        let window = wall.saturating_sub(plan.warmup);
+        let rates = |answers: &[&Counted]| Rates::of(answers, window, &plan.objectives);
         let tenants: BTreeSet<&String> = plan.traffic.iter().filter_map(|label| label.tenant.as_ref()).collect();
         let of_tenant = |name: &String| -> Vec<&Counted> {
             answers.iter().filter(|answer| answer.tenant.as_ref() == Some(name)).collect()
         };
         let tenants = tenants.into_iter().map(|name| (name.clone(), rates(&of_tenant(name)))).collect();
         let rates = rates(&answers.iter().collect::<Vec<&Counted>>());
-        answers.retain(|answer| answer.record.intended >= plan.warmup);
         let mut unanswered = BTreeMap::new();
-        for record in others {
+        for record in others.iter().filter(|record| !record.ending.is_wanted()) {
             *unanswered.entry(record.ending.to_string()).or_insert(0) += 1;
         }
-        Ok(Self { answers, unanswered, rates, tenants, machine })
+        Ok(Self { prompts: PromptTokens::of(&answers), answers, unanswered, rates, tenants, machine })
     }
 
     fn find(&self, of: &Counted) -> Option<&Counted> {
@@ -344,10 +372,11 @@ impl Answers {
 }
 
 impl Rates {
-    fn of(answers: &[&Counted], wall: Duration, objectives: &Objectives) -> Self {
+    /// `window`: from the end of the warm-up.
+    fn of(answers: &[&Counted], window: Duration, objectives: &Objectives) -> Self {
         let tokens: u64 = answers.iter().map(|answer| answer.output_tokens).sum();
         let good = answers.iter().filter(|answer| objectives.are_kept_by(&answer.record)).count();
-        let seconds = wall.as_secs_f64().max(f64::EPSILON);
+        let seconds = window.as_secs_f64().max(f64::EPSILON);
         Self { tokens_per_s: tokens as f64 / seconds, good_per_s: good as f64 / seconds }
     }
 }

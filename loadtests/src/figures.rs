@@ -24,6 +24,8 @@ pub struct Figures {
     /// By status and code.
     pub refused: BTreeMap<String, u64>,
     pub errors: BTreeMap<&'static str, u64>,
+    /// Of the errors, those of the generator: it had no connection left to open, or too much in flight.
+    pub own_errors: u64,
     /// To the first event with text.
     pub ttft_ms: Option<Quantiles>,
     /// Between two events of one request.
@@ -31,6 +33,7 @@ pub struct Figures {
     /// Per request: from the first event to the end, over the tokens after the first.
     pub tpot_ms: Option<Quantiles>,
     pub e2e_ms: Option<Quantiles>,
+    /// These and the next two: of answers that finished, and of those whose user left.
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub output_tokens: u64,
@@ -149,8 +152,18 @@ impl Figures {
                 let label = code.as_ref().map_or_else(|| status.to_string(), |code| format!("{status} {code}"));
                 *self.refused.entry(label).or_default() += 1;
             }
-            Ending::Failed(kind) => *self.errors.entry(kind.name()).or_default() += 1,
+            Ending::Failed(kind) => {
+                *self.errors.entry(kind.name()).or_default() += 1;
+                self.own_errors += u64::from(kind.is_of_generator());
+            }
         }
+        // What a broken answer brought is of no use to anybody, and a server that breaks many is not fast.
+        if matches!(record.ending, Ending::Finished | Ending::Left) {
+            self.count_tokens(record);
+        }
+    }
+
+    fn count_tokens(&mut self, record: &Record) {
         self.output_tokens += record.output_tokens();
         match record.usage {
             Some(usage) => {
@@ -314,5 +327,22 @@ mod tests {
         let figures = Figures::of(&records.iter().collect::<Vec<_>>(), Duration::from_secs(1), &objectives);
         assert_eq!((figures.good, figures.good_share), (1, 0.2), "of five whose answer was wanted whole");
         assert_eq!((figures.refused["503"], figures.errors["timeout"], figures.left), (1, 1, 1));
+    }
+
+    #[test]
+    fn what_a_broken_answer_brought_is_no_throughput() {
+        let ended = |ending| Record { ending, ..record(&[50, 60], 2) };
+        let cut = ended(Ending::Failed(ErrorKind::StreamCut));
+        let records = [record(&[100, 110], 2), ended(Ending::Left), cut];
+        let figures = Figures::of(&records.iter().collect::<Vec<_>>(), Duration::from_secs(1), &Objectives::default());
+        assert_eq!((figures.output_tokens, figures.prompt_tokens, figures.output_tokens_per_s), (4, 14, 4.0));
+    }
+
+    #[test]
+    fn errors_of_the_generator_are_told_from_the_servers() {
+        let failed = |kind| Record { ending: Ending::Failed(kind), ..record(&[], 0) };
+        let records = [ErrorKind::NotSent, ErrorKind::OutOfFiles, ErrorKind::Connect].map(failed);
+        let figures = Figures::of(&records.iter().collect::<Vec<_>>(), Duration::from_secs(1), &Objectives::default());
+        assert_eq!((figures.error_count(), figures.own_errors), (3, 2));
     }
 }

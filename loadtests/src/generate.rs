@@ -127,14 +127,19 @@ async fn exchange<C: Connect>(
     while response.next(&mut bytes).await? {
         stream.read(&bytes, answer);
         bytes.clear();
-        if call.leave_after.is_some_and(|count| answer.events.len() >= count as usize) {
+        // Nobody leaves what is over already, and no error is hidden by leaving after it.
+        let is_over = stream.is_done || stream.error.is_some();
+        if !is_over && call.leave_after.is_some_and(|count| answer.events.len() >= count as usize) {
             return Ok(Ending::Left);
         }
-        if stream.is_done {
+        if is_over {
             break;
         }
     }
-    *open = Some(response);
+    // Whoever is told of an error knows nothing of the connection.
+    if stream.is_done {
+        *open = Some(response);
+    }
     Ok(stream.ending(answer.finish_reason.is_some()))
 }
 

@@ -172,7 +172,9 @@ impl Plan {
             // Where answers end when they will, other words are another load.
             let is_sure = traffic.request.ignore_eos && target.vocabulary == Vocabulary::Extended;
             let wording = if is_sure { scenario.wording } else { 0 };
-            let words = Rng::for_part(scenario.seed, ((1 + wording) << 32) | index as u64);
+            // Two scenarios of one seed have no prompt in common, which a server's cache would know from the first of them.
+            let of_words = scenario.seed ^ Rng::seed_of(&scenario.description);
+            let words = Rng::for_part(of_words, ((1 + wording) << 32) | index as u64);
             let labels = &mut plan.traffic;
             let (shared, deck) = (Shared::default(), Deck::default());
             let mut planner =

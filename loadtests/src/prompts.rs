@@ -49,15 +49,16 @@ impl<C: Connect> PromptMaker<C> {
         self.mend(words, tokens, rng).await
     }
 
-    /// A text of exactly `tokens` tokens that starts with the blocks of `blocks`: the same block is the same words.
+    /// A text of exactly `tokens` tokens that starts with the blocks of `blocks`: of one seed, the same block is the same
+    /// words.
     pub async fn text_of_blocks(
         &self,
-        blocks: &[u64],
+        (seed, blocks): (u64, &[u64]),
         block_tokens: u32,
         tokens: u32,
         rng: &mut Rng,
     ) -> Result<String, TokensError> {
-        let drawn = blocks.iter().flat_map(|block| self.draw(block_tokens, &mut Rng::for_part(0, *block)));
+        let drawn = blocks.iter().flat_map(|block| self.draw(block_tokens, &mut Rng::for_part(seed, *block)));
         let mut words: Vec<usize> = drawn.take(tokens as usize).collect();
         words.extend(self.draw(tokens - words.len() as u32, rng));
         self.mend(words, tokens, rng).await

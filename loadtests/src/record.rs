@@ -192,6 +192,13 @@ impl Expect {
     }
 }
 
+impl Ending {
+    /// As the scenario has it.
+    pub(crate) fn is_wanted(&self) -> bool {
+        matches!(self, Self::Finished | Self::Left | Self::RefusedAsExpected { .. })
+    }
+}
+
 impl std::fmt::Display for Ending {
     fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
         match self {
@@ -207,6 +214,11 @@ impl std::fmt::Display for Ending {
 }
 
 impl ErrorKind {
+    /// It says nothing of the server.
+    pub fn is_of_generator(self) -> bool {
+        matches!(self, Self::OutOfFiles | Self::NotSent)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Connect => "cannot connect",

@@ -136,8 +136,10 @@ impl<'a, C: Connect> Context<'a, C> {
     }
 
     fn scenario(&self, traffic: Vec<Traffic>) -> Scenario {
+        let names: Vec<&str> = traffic.iter().map(|traffic| traffic.name.as_str()).collect();
         Scenario {
-            description: String::new(),
+            // Words hang on it, and on the phase, so that checks find little of each other in a prefix cache.
+            description: names.join(", "),
             duration_s: self.options.duration.as_secs_f64(),
             warmup_s: 0.0,
             seed: 1,
@@ -171,7 +173,12 @@ impl<'a, C: Connect> Context<'a, C> {
         match self.probe(PROBE_TIMEOUT).await {
             Ok(call) => {
                 let ending = generate(&self.session.client, &call).await.ending;
-                verdict.require(ending == Ending::Finished, || format!("{when} a chat ends with {ending:?}"));
+                match ending {
+                    Ending::Failed(kind) if kind.is_of_generator() => {
+                        verdict.cannot_tell(format!("whether it serves {when}: {}", kind.name()));
+                    }
+                    _ => verdict.require(ending == Ending::Finished, || format!("{when} a chat ends with {ending:?}")),
+                }
             }
             Err(error) => verdict.require(false, || format!("{when} no chat can be asked: {error}")),
         }
@@ -229,6 +236,17 @@ fn leaving(share: f64, after_events: u32) -> Option<Leave> {
     Some(Leave { share, after_events })
 }
 
+/// How many requests failed by the server. Those that this program itself did not send tell nothing of it, and the verdict
+/// says so.
+fn failures(verdict: &mut Verdict, figures: &Figures) -> u64 {
+    let own = figures.own_errors;
+    if own > 0 {
+        let errors = &figures.errors;
+        verdict.cannot_tell(format!("what became of {own} requests that this program could not send: {errors:?}"));
+    }
+    figures.error_count() - own
+}
+
 /// Where nobody was answered, what was to be judged did not happen.
 fn require_answers(figures: &Figures) -> Result<(), CheckError> {
     if figures.finished > 0 {
@@ -245,6 +263,8 @@ fn milliseconds(value: Option<f64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::ErrorKind;
+    use crate::verdict::Outcome;
 
     #[test]
     fn a_check_whose_requests_are_all_refused_says_how() {
@@ -252,5 +272,19 @@ mod tests {
         let error = require_answers(&Figures { requests: 7, refused, ..Figures::default() }).unwrap_err();
         assert!(error.to_string().contains("\"401 invalid_api_key\": 7"), "{error}");
         assert!(require_answers(&Figures { requests: 7, finished: 1, ..Figures::default() }).is_ok());
+    }
+
+    #[test]
+    fn what_this_program_could_not_send_is_no_failure_of_the_server() {
+        let figures = |unsent: u64, cut: u64| {
+            let errors = [(ErrorKind::NotSent.name(), unsent), (ErrorKind::StreamCut.name(), cut)].into();
+            Figures { requests: 9, own_errors: unsent, errors, ..Figures::default() }
+        };
+        let judged = |figures: Figures| {
+            let mut verdict = Verdict::new("example", "it answers everybody");
+            (failures(&mut verdict, &figures), verdict.outcome())
+        };
+        assert_eq!(judged(figures(0, 1)), (1, Outcome::Holds), "the caller says what it makes of it");
+        assert_eq!(judged(figures(3, 1)), (1, Outcome::CannotTell));
     }
 }

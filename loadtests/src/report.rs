@@ -268,6 +268,9 @@ fn commit() -> String {
 fn warnings(figures: &RunFigures, machine: &MachineFigures, generator: &Overhead) -> Vec<String> {
     let mut warnings = generator.warnings(figures.total.ttft_ms.map_or(f64::INFINITY, |ttft| ttft.p50));
     warnings.extend(machine.warning());
+    if let Some(unsent) = figures.total.errors.get(ErrorKind::NotSent.name()) {
+        warnings.push(format!("the generator is the bottleneck: it had too much in flight to send {unsent} requests"));
+    }
     if figures.total.without_usage > 0 {
         warnings.push(format!(
             "{} answers came without usage: their tokens are counted by events",

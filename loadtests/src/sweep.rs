@@ -55,7 +55,8 @@ pub struct Sweep {
     pub of: &'static str,
     /// Those that are whole.
     pub levels: Vec<Level>,
-    /// The place among `levels` of the highest that the server kept up with; of closed users, of that with the most tokens.
+    /// The place among `levels` of the highest that the server kept up with; of closed users, of that with the most tokens
+    /// among those at which it served them.
     pub best: Option<usize>,
     /// Stopped in the middle of a level, which is left out.
     pub was_stopped: bool,
@@ -133,9 +134,10 @@ impl Sweep {
         let numbered = || self.levels.iter().enumerate();
         match levels {
             Levels::Rates(_) => numbered().take_while(|(_, level)| level.saturated.is_none()).last(),
-            Levels::Concurrencies(_) => {
-                numbered().max_by(|(_, one), (_, other)| one.output().total_cmp(&other.output()))
-            }
+            // One at which many are turned away is no best, however many tokens the others get.
+            Levels::Concurrencies(_) => numbered()
+                .filter(|(_, level)| unserved(&level.report.figures.total).is_none())
+                .max_by(|(_, one), (_, other)| one.output().total_cmp(&other.output())),
         }
         .map(|(number, _)| number)
     }

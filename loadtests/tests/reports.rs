@@ -1,7 +1,8 @@
 //! Figures in the documentation are those of the reports that are kept here.
 //!
 //! A figure names its source right behind it, in a comment: the file below `loadtests/` and the place in it, as in
-//! `11.8<!-- results/x.json#/report/figures/total/ttft_ms/p99 -->`; of a report in prose, the file alone.
+//! `11.8<!-- results/x.json#/report/figures/total/ttft_ms/p99 -->`; of a report in prose, the file alone, or with what
+//! stands in the figure's line, as in `1.58<!-- results/x.md#135M, 16 users -->`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -21,8 +22,7 @@ fn figures(text: &str) -> Vec<(String, String)> {
     for (at, _) in text.match_indices(MARK) {
         let source = text[at + "<!-- ".len()..].split(" -->").next().unwrap_or_default();
         let before = text[..at].trim_end();
-        let is_digit = |character: char| character.is_ascii_digit() || character == '.';
-        let number: String = before.chars().rev().take_while(|character| is_digit(*character)).collect();
+        let number: String = before.chars().rev().take_while(|character| is_part_of_number(*character)).collect();
         figures.push((number.chars().rev().collect(), source.to_owned()));
     }
     figures
@@ -30,7 +30,8 @@ fn figures(text: &str) -> Vec<(String, String)> {
 
 /// What is wrong with a figure, if anything.
 fn wrong(number: &str, source: &str) -> Option<String> {
-    let Some((file, pointer)) = source.split_once('#') else { return wrong_in_prose(number, source) };
+    let (file, place) = source.split_once('#').map_or((source, None), |(file, place)| (file, Some(place)));
+    let Some(pointer) = place.filter(|_| !file.ends_with(".md")) else { return wrong_in_prose(number, file, place) };
     let report = std::fs::read_to_string(here().join(file)).ok();
     let report: Option<Value> = report.and_then(|text| serde_json::from_str(&text).ok());
     let value = report.as_ref().and_then(|report| report.pointer(pointer)?.as_f64());
@@ -39,13 +40,18 @@ fn wrong(number: &str, source: &str) -> Option<String> {
     (number != expected).then(|| format!("{number} should be {expected}: {source}"))
 }
 
-/// Some number of the report is this one, or rounds to it.
-fn wrong_in_prose(number: &str, file: &str) -> Option<String> {
+/// Some number of the report is this one, or rounds to it: in any line, or in those that hold the label.
+fn wrong_in_prose(number: &str, file: &str, label: Option<&str>) -> Option<String> {
     let Ok(report) = std::fs::read_to_string(here().join(file)) else { return Some(format!("{file} is no report")) };
-    let is_part = |character: char| character.is_ascii_digit() || character == '.';
-    let mut numbers = report.split(|character| !is_part(character)).filter_map(|word| word.parse::<f64>().ok());
-    let is_there = numbers.any(|value| rounded(value, number) == number);
-    (!is_there).then(|| format!("{number} is not in {file}"))
+    let label = label.unwrap_or_default();
+    let lines = report.lines().filter(|line| line.contains(label));
+    let mut numbers = lines.flat_map(|line| line.split(|character| !is_part_of_number(character)));
+    let is_there = numbers.any(|word| word.parse::<f64>().is_ok_and(|value| rounded(value, number) == number));
+    (!is_there).then(|| format!("{number} is not in {file}, in a line with `{label}`"))
+}
+
+fn is_part_of_number(character: char) -> bool {
+    character.is_ascii_digit() || character == '.'
 }
 
 /// With as many decimals as `number` has.
@@ -69,6 +75,43 @@ fn a_speed_in_the_documentation_names_its_report() {
     assert!(unnamed.is_empty(), "without a report behind the number: {unnamed:#?}");
 }
 
+/// The cells of a table of results in which a number has no source behind it.
+fn unsourced_cells(table: &str) -> Vec<String> {
+    const OF_THE_ROW: [&str; 3] = ["", "machine", "shape"];
+    let cells =
+        |line: &str| -> Vec<String> { line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect() };
+    let mut rows = table.lines().map(cells);
+    let head = rows.next().unwrap_or_default();
+    let results = rows.flat_map(|row| head.iter().cloned().zip(row).collect::<Vec<_>>());
+    let results = results.filter(|(column, _)| !OF_THE_ROW.contains(&column.as_str())).map(|(_, cell)| cell);
+    results.filter(|cell| !cell.starts_with('[') && !is_sourced(cell)).collect()
+}
+
+/// Whether every number of a cell has its source behind it. What stands before a colon says what was measured.
+fn is_sourced(cell: &str) -> bool {
+    let cell = cell.split_once(": ").map_or(cell, |(_, result)| result);
+    let mut texts: Vec<&str> =
+        cell.split(MARK).map(|piece| piece.split_once(" -->").map_or(piece, |(_, text)| text)).collect();
+    let last = texts.pop().unwrap_or_default();
+    let has_number = |text: &str| text.contains(|character: char| character.is_ascii_digit());
+    !has_number(last) && !texts.iter().any(|text| has_number(text.trim_end_matches(is_part_of_number)))
+}
+
+#[test]
+fn a_result_in_a_table_of_the_documentation_names_its_report() {
+    let path = here().parent().expect("the workspace").join("README.md");
+    let text = std::fs::read_to_string(path).expect("the documentation is there");
+    let section = text.split("\n## ").find(|section| section.starts_with("What was measured\n"));
+    let tables = section.expect("the README has it").split("\n\n").filter(|part| part.starts_with('|'));
+    let tables: Vec<&str> = tables.collect();
+    assert!(!tables.is_empty(), "results stand in tables");
+    let unsourced: Vec<String> = tables.into_iter().flat_map(unsourced_cells).collect();
+    assert!(unsourced.is_empty(), "without a report behind a number: {unsourced:#?}");
+    let table = "| shape | users |\n| --- | --- |\n| 0.6B | 1.5<!-- results/x.md --> to 1.7 |\n\
+                 | 8B | 16: 3<!-- results/x.md --> |";
+    assert_eq!(unsourced_cells(table), ["1.5<!-- results/x.md --> to 1.7"]);
+}
+
 #[test]
 fn figures_in_the_documentation_are_those_of_the_reports() {
     let documents = [here().join("README.md"), here().parent().expect("the workspace").join("README.md")];
@@ -85,6 +128,13 @@ fn a_figure_that_differs_from_its_report_is_found() {
     let source = source.expect("reports are kept");
     assert!(wrong("1", &format!("results/{source}#/about/none")).is_some());
     assert!(wrong("1", "results/none.md").is_some());
+    let decoded = "results/2026-11-26-gpu-h200.json#/suite/shapes/1/sweep/0/decode_tokens_per_s";
+    assert_eq!(["207", "207.1", "208", ""].map(|number| wrong(number, decoded).is_none()), [true, true, false, false]);
+    let told = "results/2026-11-28-in-the-order-of-addresses.md";
+    assert_eq!(["1.58", "1.59"].map(|number| wrong(number, told).is_none()), [true, false]);
+    let row = format!("{told}#135M, 16 users");
+    assert_eq!(["1.58", "1.50"].map(|number| wrong(number, &row).is_none()), [true, false]);
+    assert!(wrong("1.50", told).is_none() && wrong("1.58", &format!("{told}#no such row")).is_some());
     let text = "p99 11.8<!-- results/x.json#/a/b --> ms";
     assert_eq!(figures(text), [("11.8".to_owned(), "results/x.json#/a/b".to_owned())]);
 }

@@ -1,6 +1,6 @@
 //! The table of a comparison.
 
-use super::{Comparison, Ratio, Row, Stopped};
+use super::{Comparison, PromptTokens, Ratio, Row, Stopped};
 use crate::figures::short;
 use crate::process::{MachineFigures, shown_cores};
 
@@ -18,6 +18,7 @@ impl Comparison {
         text.push('\n');
         self.rows.iter().for_each(|row| text.push_str(&row.line()));
         text.push_str(&plain_line("requests not answered", self.unanswered.iter().map(usize::to_string)));
+        text.push_str(&plain_line("prompt tokens from a cache, %", self.prompts.iter().map(PromptTokens::shown)));
         if self.servers.iter().any(|server| server.cpu_cores.is_some()) {
             let cores = self.servers.iter().map(|server| shown_cores(server.cpu_cores));
             text.push_str(&plain_line("the server's cores", cores));
@@ -62,6 +63,12 @@ impl Comparison {
             text.push_str(&format!("warning: {warning}\n"));
         }
         text
+    }
+}
+
+impl PromptTokens {
+    fn shown(&self) -> String {
+        short(self.cached as f64 / self.all as f64 * 100.0)
     }
 }
 

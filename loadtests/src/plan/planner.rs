@@ -176,7 +176,9 @@ impl<C: Connect> Planner<'_, C> {
     }
 
     async fn jobs_of_trace(&mut self, lines: Vec<TraceLine>) -> Result<Vec<Job>, PlanError> {
-        let limit = self.traffic.requests.unwrap_or(MAX_JOBS);
+        // One more than may be: a trace that is too long is refused, and not replayed in part.
+        let limit = self.traffic.requests.unwrap_or(MAX_JOBS + 1);
+        let of_blocks = self.words.next_u64();
         let mut jobs = Vec::new();
         for line in lines.into_iter().take(limit) {
             let at = line.at.div_f64(self.scenario.rate_scale);
@@ -186,7 +188,8 @@ impl<C: Connect> Planner<'_, C> {
             let messages = match line.prompt {
                 TracePrompt::Messages(messages) => messages,
                 TracePrompt::Words { tokens, blocks } => {
-                    let text = self.maker.text_of_blocks(&blocks, BLOCK_TOKENS, tokens, &mut self.words).await?;
+                    let blocks = (of_blocks, &blocks[..]);
+                    let text = self.maker.text_of_blocks(blocks, BLOCK_TOKENS, tokens, &mut self.words).await?;
                     vec![body::user(&text)]
                 }
             };

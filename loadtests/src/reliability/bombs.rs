@@ -58,7 +58,7 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
             verdict.figure("resident size grew by", format!("{} MiB", growth >> 20));
             verdict.require(growth <= MAX_GROWTH_BYTES, || format!("it grew by {} MiB", growth >> 20));
         }
-        None => verdict.figure("resident size", "not seen: the server's process is not known"),
+        None => verdict.cannot_tell("how much it grew: the server's process is not known; give its --server-pid"),
     }
     Ok(verdict)
 }

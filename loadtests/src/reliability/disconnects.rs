@@ -1,6 +1,6 @@
 //! Users who go away: what they held is given back, and those who stay do not notice.
 
-use super::{ChatLengths, CheckError, Context, leaving};
+use super::{ChatLengths, CheckError, Context, failures, leaving};
 use crate::arrivals::Arrivals;
 use crate::http::Connect;
 use crate::verdict::Verdict;
@@ -39,7 +39,10 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     verdict.figure("stayed and were answered", mixed.total.finished.to_string());
     verdict.figure("held after the last had left", format!("{after} ({:.2} s later)", taken.as_secs_f64()));
     verdict.require(after.is_idle(), || format!("still held after {:.1} s: {after}", taken.as_secs_f64()));
-    let lost = mixed.total.error_count() + gone.total.error_count();
+    if left == 0 {
+        verdict.cannot_tell("what the gone hold: nobody left in the middle of an answer");
+    }
+    let lost = failures(&mut verdict, &mixed.total) + failures(&mut verdict, &gone.total);
     verdict.require(lost == 0, || format!("{lost} errors: {:?} {:?}", mixed.total.errors, gone.total.errors));
     let refused = mixed.total.refused_count() + gone.total.refused_count();
     verdict.require(refused == 0, || format!("{refused} were refused: what the gone held was not given back"));

@@ -1,6 +1,6 @@
 //! Overload: first the capacity, by users who wait for their answers; then a multiple of it, by users who do not.
 
-use super::{CheckError, Context, milliseconds, require_answers};
+use super::{CheckError, Context, failures, milliseconds, require_answers};
 use crate::arrivals::Arrivals;
 use crate::figures::{Figures, Quantiles, ms};
 use crate::http::Connect;
@@ -92,7 +92,8 @@ pub(super) fn require_honest_refusals(verdict: &mut Verdict, crowd: &Figures) {
 }
 
 fn judge(verdict: &mut Verdict, factor: f64, (capacity, crowd): (&Figures, &Figures), records: &[Record]) {
-    let admitted = crowd.requests - crowd.refused_count();
+    let failed = failures(verdict, crowd);
+    let admitted = crowd.requests - crowd.refused_count() - crowd.own_errors;
     let good_share = crowd.good as f64 / admitted.max(1) as f64;
     let left = crowd.output_tokens_per_s / capacity.output_tokens_per_s.max(f64::EPSILON);
     let refusals = records.iter().filter(|record| matches!(record.ending, Ending::Refused { .. }));
@@ -105,7 +106,7 @@ fn judge(verdict: &mut Verdict, factor: f64, (capacity, crowd): (&Figures, &Figu
     verdict.milliseconds(named("first token of the admitted, p99"), crowd.ttft_ms.map(|ttft| ttft.p99));
     verdict.figure(named("refusals"), format!("{:?}", crowd.refused));
     verdict.milliseconds(named("time to refuse, p99"), refusal_ms.map(|taken| taken.p99));
-    verdict.require(crowd.error_count() == 0, || named(&format!("errors: {:?}", crowd.errors)));
+    verdict.require(failed == 0, || named(&format!("errors: {:?}", crowd.errors)));
     require_honest_refusals(verdict, crowd);
     verdict.require(good_share >= MIN_GOOD_OF_ADMITTED, || {
         named(&format!("only {:.1} % of the admitted were served in time", good_share * 100.0))

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::{ChatLengths, CheckError, Context, milliseconds};
+use super::{ChatLengths, CheckError, Context, failures, milliseconds};
 use crate::arrivals::Arrivals;
 use crate::clock::now;
 use crate::http::Connect;
@@ -61,7 +61,8 @@ pub async fn check<C: Connect>(
         verdict
             .cannot_tell(format!("only {count} servers were replaced before the load ended: give a longer --duration"));
     }
-    verdict.require(total.error_count() == 0, || format!("{} were lost: {:?}", total.error_count(), total.errors));
+    let lost = failures(&mut verdict, total);
+    verdict.require(lost == 0, || format!("{lost} were lost: {:?}", total.errors));
     verdict.require(total.refused_count() == 0, || format!("{} were refused", total.refused_count()));
     context.require_alive(&mut verdict, "afterwards").await;
     Ok(verdict)

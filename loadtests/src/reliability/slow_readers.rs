@@ -26,7 +26,7 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     readers(context, &mut beside_readers).await?;
     let first = stuck_readers(context, &mut beside_stuck).await?;
     let second = stuck_readers(context, &mut beside_stuck).await?;
-    let settled = context.settle().await.ok();
+    let settled = context.settle().await;
     readers(context, &mut beside_readers).await?;
     let stuck = first.len() + second.len();
     let (read, unread) = (beside_readers.p90(), beside_stuck.p90());
@@ -36,9 +36,12 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     ));
     verdict.figure("others' p90 beside readers", milliseconds(read));
     verdict.figure("others' p90 beside stuck readers", milliseconds(unread));
-    if let Some((taken, held)) = settled {
-        verdict.figure("held while they are still stuck", format!("{held} ({:.2} s later)", taken.as_secs_f64()));
-        verdict.require(held.is_idle(), || format!("stuck readers still hold {held}"));
+    match settled {
+        Ok((taken, held)) => {
+            verdict.figure("held while they are still stuck", format!("{held} ({:.2} s later)", taken.as_secs_f64()));
+            verdict.require(held.is_idle(), || format!("stuck readers still hold {held}"));
+        }
+        Err(error) => verdict.cannot_tell(format!("what stuck readers hold: {error}")),
     }
     let fell_behind = match (read, unread) {
         (Some(read), Some(unread)) => unread > read * MAX_RATIO && unread - read > NOISE_MS,

@@ -1,6 +1,6 @@
 //! A long run: does the resident size or the latency creep upwards?
 
-use super::{CheckError, Context, require_answers};
+use super::{CheckError, Context, failures, require_answers};
 use crate::arrivals::Arrivals;
 use crate::figures::{ms, quantile};
 use crate::http::Connect;
@@ -44,7 +44,12 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     require_answers(&figures.total)?;
     judge_size(&mut verdict, &samples)?;
     judge_latency(&mut verdict, &run.records)?;
-    verdict.require(figures.total.error_count() == 0, || format!("errors: {:?}", figures.total.errors));
+    let failed = failures(&mut verdict, &figures.total);
+    verdict.require(failed == 0, || format!("errors: {:?}", figures.total.errors));
+    let refused = figures.total.refused_count();
+    if refused > 0 {
+        verdict.cannot_tell(format!("what {refused} users would have waited who were refused: give a lower --rate"));
+    }
     Ok(verdict)
 }
 

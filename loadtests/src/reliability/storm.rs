@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::{CheckError, Context, leaving, overload, soak};
+use super::{CheckError, Context, failures, leaving, overload, soak};
 use crate::arrivals::Arrivals;
 use crate::correctness::MAX_NAMED;
 use crate::generate::generate;
@@ -68,7 +68,8 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     verdict.figure("capacity", format!("{can_do:.2} requests/s, reached with {users} users at once"));
     verdict.figure("answered, left, refused", format!("{}, {}, {:?}", total.finished, total.left, total.refused));
     verdict.figure("held after the last had ended", format!("{after} ({:.2} s later)", taken.as_secs_f64()));
-    verdict.require(total.error_count() == 0, || format!("errors: {:?}", total.errors));
+    let failed = failures(&mut verdict, total);
+    verdict.require(failed == 0, || format!("errors: {:?}", total.errors));
     overload::require_honest_refusals(&mut verdict, total);
     verdict.require(after.is_idle(), || format!("still held after {:.1} s: {after}", taken.as_secs_f64()));
     if context.server_pid.is_some() {

@@ -6,6 +6,7 @@ use passerelle_loadtests::figures::RunFigures;
 use passerelle_loadtests::plan::{Keys, Vocabulary};
 use passerelle_loadtests::process::MachineFigures;
 use passerelle_loadtests::report::Report;
+use passerelle_loadtests::run::RunOptions;
 use passerelle_loadtests::scenario::Scenario;
 use serde_json::{Value, json};
 
@@ -130,6 +131,19 @@ async fn a_generator_that_may_open_no_more_connections_blames_itself() {
     let told = format!("no connection for {lost} requests; raise `ulimit -Hn`");
     assert!(report.warnings.iter().any(|warning| warning.contains(&told)), "{:?}", report.warnings);
     assert!(report.table().contains("generator: ? cores"), "{}", report.table());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_generator_with_too_much_in_flight_blames_itself() {
+    let server = Scripted::new(steady(3000 * MS, MS));
+    let (scenario, session) = (scenario(CHAT, ""), server.session().await);
+    let options = RunOptions { max_in_flight: 2, ..virtual_time() };
+    let (plan, run, figures) = session.run(&scenario, &options).await.expect("prompts can be made");
+    let unsent = figures.total.errors["not sent: too much in flight"];
+    assert!(figures.total.finished > 0 && figures.total.own_errors == unsent, "{:?}", figures.total.errors);
+    let report = Report::of(&run, (&scenario, &plan), MachineFigures::default(), 1);
+    let told = format!("too much in flight to send {unsent} requests");
+    assert!(report.warnings.iter().any(|warning| warning.contains(&told)), "{:?}", report.warnings);
 }
 
 #[tokio::test(start_paused = true)]

@@ -72,6 +72,13 @@ async fn what_the_gone_held_must_be_given_back() {
     let leaky = Scripted::new(steady(20 * MS, 10 * MS)).with(Fault::Leaks);
     let verdict = disconnects::check(&context(&leaky.session().await)).await.unwrap();
     assert_falls_short(&verdict, "still held");
+    // Whole answers in one piece: nobody can leave in the middle.
+    let text = json!({"choices": [{"delta": {"content": "w "}}]});
+    let said = format!("data: {text}\n\n").repeat(9) + "data: [DONE]\n\n";
+    let at_once = Scripted::new(move |_| Reply::Raw(said.clone()));
+    let verdict = disconnects::check(&context(&at_once.session().await)).await.unwrap();
+    assert_eq!(verdict.outcome(), Outcome::CannotTell, "{}", verdict.render());
+    assert!(verdict.undecided[0].contains("nobody left in the middle of an answer"), "{}", verdict.render());
 }
 
 #[tokio::test(start_paused = true)]
@@ -111,7 +118,8 @@ async fn idle_connections_must_be_held_and_leave_the_server_serving() {
 async fn bombs_must_be_refused() {
     let server = Scripted::new(steady(20 * MS, 10 * MS));
     let verdict = bombs::check(&context(&server.session().await)).await.unwrap();
-    assert!(verdict.holds(), "{}", verdict.render());
+    assert_eq!((verdict.outcome(), verdict.broken.len()), (Outcome::CannotTell, 0), "{}", verdict.render());
+    assert!(verdict.undecided[0].contains("give its --server-pid"), "{}", verdict.render());
     let patient = Scripted::new(steady(20 * MS, 10 * MS)).with(Fault::Patient);
     let verdict = bombs::check(&context(&patient.session().await)).await.unwrap();
     assert_falls_short(&verdict, "a head that never ends was not refused");
@@ -299,16 +307,29 @@ impl Drop for Idle {
     }
 }
 
+/// Two minutes of it, with a process that stands for the server's.
+async fn soaked(server: Scripted) -> Verdict {
+    let session = server.session().await;
+    let options = CheckOptions { duration: Duration::from_secs(120), ..options() };
+    let idle = Idle::start();
+    soak::check(&Context::new(&session, options, Some(idle.0.id()))).await.expect("a verdict")
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_soak_sees_a_latency_that_creeps() {
-    let soaked = |creep: Duration| async move {
-        let server = Scripted::new(move |seen| steady(100 * MS + creep * seen.number as u32, MS)(seen));
-        let session = server.session().await;
-        let options = CheckOptions { duration: Duration::from_secs(120), ..options() };
-        let idle = Idle::start();
-        soak::check(&Context::new(&session, options, Some(idle.0.id()))).await.unwrap()
-    };
-    let steady = soaked(Duration::ZERO).await;
+    let creeping =
+        |creep: Duration| soaked(Scripted::new(move |seen| steady(100 * MS + creep * seen.number as u32, MS)(seen)));
+    let steady = creeping(Duration::ZERO).await;
     assert!(!steady.broken.iter().any(|broken| broken.contains("p99")), "{}", steady.render());
-    assert_falls_short(&soaked(MS).await, "p99 grows");
+    assert_falls_short(&creeping(MS).await, "p99 grows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_soak_in_which_users_are_refused_cannot_tell() {
+    let refuses = Scripted::new(|seen| match seen.number % 3 {
+        2 => Reply::Status { status: 503, body: "{}".to_owned() },
+        _ => steady(100 * MS, MS)(seen),
+    });
+    let verdict = soaked(refuses).await;
+    assert!(verdict.undecided.iter().any(|what| what.contains("who were refused")), "{}", verdict.render());
 }

@@ -3,9 +3,11 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use passerelle_loadtests::compare::{Better, CompareError, CompareOptions, Comparison, Contender, compare};
+use passerelle_loadtests::compare::{
+    Better, CompareError, CompareOptions, Comparison, Contender, PromptTokens, compare,
+};
 use passerelle_loadtests::correctness;
-use passerelle_loadtests::scenario::Scenario;
+use passerelle_loadtests::scenario::{Leave, Scenario};
 use passerelle_loadtests::verdict::{Outcome, Verdict};
 use serde_json::json;
 
@@ -105,6 +107,55 @@ async fn few_requests_have_no_tail_and_the_unanswered_are_counted() {
     assert!(row("end to end, p50").ratios[0].is_some());
     assert_eq!(comparison.unanswered, [0, 1]);
     assert!(comparison.table().contains("requests not answered                      0           1\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_in_the_warm_up_is_in_no_figure_of_a_comparison() {
+    let text = "description = 'test'\nduration_s = 10\nwarmup_s = 5\n[[traffic]]\nname = 'chat'\n\
+                arrivals = { kind = 'burst', size = 20, every_s = 6.0 }\n\
+                workload = { kind = 'chat', prompt_tokens = 9, output_tokens = 11 }\n";
+    let scenario = Scenario::parse("test", text).expect("the scenario is well formed");
+    // Twenty in the warm-up, and twenty after it.
+    let cold = |seen: &Seen| match seen.number {
+        0..5 => Reply::Status { status: 503, body: "{}".to_owned() },
+        _ => steady(50 * MS, 10 * MS)(seen),
+    };
+    let servers = [Scripted::new(steady(50 * MS, 10 * MS)), Scripted::new(cold)];
+    let comparison = compared_under(servers, &scenario).await.unwrap();
+    assert_eq!((comparison.requests, comparison.unanswered.as_slice()), (60, &[0, 0][..]));
+    let row = comparison.rows.iter().find(|row| row.figure == "output tokens per second").expect("it is a figure");
+    // From the end of the warm-up to that of the last answer, which was asked for a second later and took 150 ms.
+    let expected = 20.0 * 11.0 / 1.15;
+    assert!(row.values.iter().all(|rate| (rate / expected - 1.0).abs() < 0.03), "{:?}", row.values);
+}
+
+#[tokio::test(start_paused = true)]
+async fn users_who_leave_as_the_scenario_says_are_no_failure_of_a_server() {
+    let mut scenario = scenario();
+    scenario.traffic[0].leave = Some(Leave { share: 0.5, after_events: 3 });
+    let servers = [(); 2].map(|()| Scripted::new(steady(50 * MS, 10 * MS)));
+    let comparison = compared_under(servers, &scenario).await.unwrap();
+    assert_eq!(comparison.unanswered, [0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_comparison_tells_what_each_server_took_from_its_cache() {
+    let told = |cached: u64| {
+        let usage = json!({
+            "prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": cached},
+        });
+        let text = json!({"choices": [{"delta": {"content": "w"}}]});
+        let last = json!({"choices": [{"delta": {}, "finish_reason": "length"}], "usage": usage});
+        let said = format!("data: {text}\n\ndata: {last}\n\ndata: [DONE]\n\n");
+        Scripted::new(move |_| Reply::Raw(said.clone()))
+    };
+    let comparison = compared([told(0), told(4)]).await.unwrap();
+    let all = 10 * comparison.requests as u64;
+    let expected = [PromptTokens { all, cached: 0 }, PromptTokens { all, cached: all / 10 * 4 }];
+    assert_eq!(comparison.prompts, expected);
+    let table = comparison.table();
+    let row = table.lines().find(|line| line.starts_with("prompt tokens from a cache, %")).expect("it is a row");
+    assert_eq!(row.split_whitespace().skip(6).collect::<Vec<_>>(), ["0.0", "40.0"], "{table}");
 }
 
 /// Two names for one backend are no unfair race: nobody is asked what another has put into its prefix cache.

@@ -1,12 +1,13 @@
 //! Every way in which a request ends is told apart, and what was sent is what the scenario says.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use passerelle_loadtests::figures::RunFigures;
-use passerelle_loadtests::plan::Keys;
+use passerelle_loadtests::plan::{Keys, Plan, Script};
 use passerelle_loadtests::scenario::Scenario;
 
-use crate::server::{Reply, Scripted, steady, virtual_time};
+use crate::server::{Reply, Scripted, Seen, steady, virtual_time};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -68,6 +69,21 @@ async fn who_leaves_is_no_error_and_closes_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_would_leave_an_answer_that_is_over_has_it_and_hides_no_error() {
+    let chunk = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n".repeat(4);
+    let leaving = chat("leave = { share = 1.0, after_events = 3 }");
+    let ended = |last: &str| {
+        let said = format!("{chunk}{last}data: [DONE]\n\n");
+        let leaving = &leaving;
+        async move { figures_of(&Scripted::new(move |_| Reply::Raw(said.clone())), leaving).await.total }
+    };
+    let whole = ended("").await;
+    assert_eq!((whole.finished, whole.left), (10, 0));
+    let failed = ended("data: {\"error\":{\"message\":\"x\"}}\n\n").await;
+    assert_eq!((failed.left, failed.errors["error in the stream"]), (0, 10));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_run_of_which_all_was_refused_was_not_served() {
     let served = |status: u16| async move {
         let server = Scripted::new(move |seen| match seen.number {
@@ -100,6 +116,27 @@ async fn prompts_are_exact_and_no_two_are_the_same() {
     prompts.sort();
     prompts.dedup();
     assert_eq!(prompts.len(), 10);
+}
+
+fn bodies(plan: &Plan) -> BTreeSet<&str> {
+    let bodies = plan.jobs().filter_map(|job| match &job.script {
+        Script::Single(call) => Some(call.body.as_str()),
+        Script::Conversation(_) => None,
+    });
+    bodies.collect()
+}
+
+/// The cache of a server that is asked one after the other would know the second one's prompts.
+#[tokio::test(start_paused = true)]
+async fn two_scenarios_of_one_seed_have_no_prompt_in_common() {
+    let session = Scripted::new(steady(20 * MS, 10 * MS)).session().await;
+    let one = chat("");
+    let other = Scenario { description: "of another kind".to_owned(), ..one.clone() };
+    let first = session.plan(&one).await.unwrap();
+    let again = session.plan(&one).await.unwrap();
+    let second = session.plan(&other).await.unwrap();
+    assert_eq!(bodies(&first), bodies(&again), "a scenario and a seed are one load");
+    assert!(bodies(&first).is_disjoint(&bodies(&second)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -154,7 +191,7 @@ async fn prompts_of_ids_begin_with_those_they_share_and_go_on_with_their_own() {
     let prompts: Vec<Vec<u64>> =
         server.seen().iter().map(|seen| serde_json::from_value(seen.body["prompt"].clone()).unwrap()).collect();
     assert!(prompts.len() > 2 && prompts.iter().all(|prompt| prompt.len() == 80 && prompt[..30] == prompts[0][..30]));
-    let own: std::collections::BTreeSet<_> = prompts.iter().map(|prompt| &prompt[30..]).collect();
+    let own: BTreeSet<_> = prompts.iter().map(|prompt| &prompt[30..]).collect();
     assert_eq!(own.len(), prompts.len());
 }
 
@@ -220,13 +257,17 @@ async fn a_trace_is_replayed_at_its_times() {
     ));
     let figures = figures_of(&server, &scenario).await;
     let seen = server.seen();
-    let words = |index: usize| -> Vec<String> {
-        let text = seen[index].body["messages"][0]["content"].as_str().unwrap();
+    let words_of = |seen: &Seen| -> Vec<String> {
+        let text = seen.body["messages"][0]["content"].as_str().unwrap();
         text.split_whitespace().map(str::to_owned).collect()
     };
+    let words = |index: usize| words_of(&seen[index]);
     assert_eq!((words(0).len(), words(1).len(), words(2).len()), (700, 600, 2));
     assert_eq!(words(0)[..512], words(1)[..512], "the same block is the same words");
     assert_ne!(words(0)[512..600], words(1)[512..600]);
+    let other = Scripted::new(steady(20 * MS, 10 * MS));
+    figures_of(&other, &Scenario { seed: 2, ..scenario.clone() }).await;
+    assert_ne!(words_of(&other.seen()[0])[..512], words(0)[..512], "of another seed they are others");
     assert!(
         (figures.wall_s - 3.03).abs() < 0.01,
         "what lies beyond the scenario's end is not sent: {}",

@@ -82,6 +82,18 @@ async fn further_users_who_only_wait_for_each_other_end_a_sweep() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_level_at_which_many_are_refused_is_not_the_best_however_many_tokens_it_brings() {
+    let refuses = Scripted::new(|seen: &Seen| match seen.in_flight > 4 && seen.number.is_multiple_of(2) {
+        true => Reply::Status { status: 503, body: "{}".to_owned() },
+        false => steady(500 * MS, 10 * MS)(seen),
+    });
+    let ended = swept(&refuses, Levels::Concurrencies(vec![2, 4, 8]), Until::Saturation).await;
+    let tokens: Vec<f64> = ended.levels.iter().map(|level| level.report.figures.total.output_tokens_per_s).collect();
+    assert!(tokens.len() == 3 && tokens[2] > tokens[1], "{}", ended.table());
+    assert_eq!(ended.best, Some(1), "{}", ended.table());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_prompts_of_a_file_are_asked_as_they_are_and_as_long_as_its_answers() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("prompts.jsonl");
