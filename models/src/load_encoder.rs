@@ -16,7 +16,7 @@ use crate::{Encoder, LoadOptions, LoadWatch, ModelDescription, ModelError, Store
 /// What a checkpoint is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckpointKind {
-    /// Continues texts: [`crate::load`].
+    /// Continues texts: [`crate::load()`].
     Generator,
     /// Gives one vector for each text: [`load_encoder`].
     Encoder,

@@ -43,10 +43,10 @@ impl AskedRows {
     }
 }
 
-/// As [`super::linear`], with a question for each row of `x` or none: of those that ask for their likeliest tokens alone, no more
+/// As [`super::linear()`], with a question for each row of `x` or none: of those that ask for their likeliest tokens alone, no more
 /// is kept. `None` where no row is such a one, or these bodies keep rows whole.
 ///
-/// Logits are those of [`super::linear`], bit for bit.
+/// Logits are those of [`super::linear()`], bit for bit.
 pub(crate) fn asked_linear(
     compute: &Compute,
     x: &Matrix,

@@ -211,7 +211,7 @@ fn product(
     }
 }
 
-/// [`super::gate_mul`] of the product, whose outputs are gates first: `[m, out_features / 2] f32`, or as `next` takes it, of
+/// [`super::gate_mul()`] of the product, whose outputs are gates first: `[m, out_features / 2] f32`, or as `next` takes it, of
 /// which it would make the same. On the CPU gates and what they let through go no further than a cache.
 pub(crate) fn gated_linear(
     compute: &Compute,

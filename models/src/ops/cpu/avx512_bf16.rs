@@ -10,7 +10,7 @@ use super::avx512::{Zmm, ZmmPairs, align_stack};
 use super::instructions::{Instructions, Piece};
 use super::launch::Kernel;
 
-/// AVX512-BF16 beside [`super::avx512::Avx512`], for bodies that multiply pairs; all others run with that. 12 x 2
+/// AVX512-BF16 beside `Avx512` of [`super::avx512`], for bodies that multiply pairs; all others run with that. 12 x 2
 /// running sums and 2 rows of weights leave registers for the factors on their way, each of which meets both.
 struct Avx512Bf16;
 

@@ -7,50 +7,62 @@
 //! AVX512-BF16 has.
 //! [`launch`] picks the instance and spreads its tasks over the threads.
 
+// The bodies of ops, called as their op is.
 pub(super) mod activation;
 pub(super) mod add;
 pub(super) mod attention;
+pub(super) mod embedding;
+pub(super) mod gate_mul;
+pub(super) mod gather_rows;
+pub(super) mod linear;
+pub(super) mod norm;
+pub(super) mod pool_rows;
+pub(super) mod prepare_qkv;
+pub(super) mod rope;
+pub(super) mod store_kv;
+
+// How weights lie in memory.
+mod block_formats;
+pub(super) mod block_panels;
+mod buffer;
+pub(super) mod packed;
+pub(super) mod panels;
+
+// What goes into a product, and what comes out.
 pub(crate) mod best_of_rows;
 mod bf16_pairs;
 mod bf16_rows;
-mod block_formats;
-mod block_linear;
-pub(super) mod block_panels;
-mod buffer;
-mod cache_element;
-pub(super) mod embedding;
-pub(super) mod gate_mul;
 mod gated_rows;
-pub(super) mod gather_rows;
 pub(super) mod inputs;
-mod instructions;
-mod lanes;
-pub(super) mod launch;
-pub(super) mod limits;
-pub(super) mod linear;
 mod new_rows;
-pub(super) mod norm;
-pub(super) mod packed;
 mod pairs;
-pub(super) mod panels;
-mod places;
-pub(crate) mod pool;
-pub(super) mod pool_rows;
-pub(crate) mod populate;
-pub(super) mod prepare_qkv;
-mod product;
-pub(super) mod rope;
 mod rounded_rows;
 pub(crate) mod row_stride;
-pub(super) mod store_kv;
-pub(crate) mod system;
 mod target;
+mod view;
+
+// Products, tile by tile.
+mod block_linear;
+mod product;
 mod task_ranges;
 mod tile;
+
+// What bodies are written with.
+mod cache_element;
+mod instructions;
+mod lanes;
 mod vector;
-mod view;
+
+// Threads, memory, and the system below.
+pub(super) mod launch;
+pub(super) mod limits;
+mod places;
+pub(crate) mod pool;
+pub(crate) mod populate;
+pub(crate) mod system;
 pub(crate) mod workspace;
 
+// Instructions that some processors have.
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

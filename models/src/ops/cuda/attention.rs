@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::args::attention::{AttentionArgs, AttentionShape};
+use super::args::attention::{AttentionArgs, AttentionShape, MOST_PARTIAL};
 use super::launch::{Address, Float};
 use super::step::StepLayout;
 use super::tensors::{address, float_of, unwritten};
@@ -40,13 +40,13 @@ pub(crate) fn paged_attention(
         sinks: per_head(&params.sinks)?,
         ..shape.args(params, *decode)
     };
-    if decode.count > 0 {
-        let partial = unwritten(&[shape.partial_len(*decode)], DType::F32, &q)?;
-        let args = AttentionArgs { partial: address(gpu, &partial)?, items: step.address(gpu, decode.start), ..args };
+    for run in shape.runs(*decode, MOST_PARTIAL) {
+        let partial = unwritten(&[shape.partial_len(run)], DType::F32, &q)?;
+        let args = AttentionArgs { partial: address(gpu, &partial)?, items: step.address(gpu, run.start), ..args };
         // SAFETY: the tensors have the shapes that the arguments say; items and blocks are those of the checked input.
         unsafe {
-            gpu.launch(shape.decode(args, *decode))?;
-            gpu.launch(shape.merge(args, *decode))?;
+            gpu.launch(shape.decode(args, run))?;
+            gpu.launch(shape.merge(args, run))?;
         }
     }
     if prefill.count > 0 {

@@ -84,8 +84,18 @@ impl Gpu {
         self.stream.context().name().ok()
     }
 
+    /// As the driver tells it, for which all is taken that the pool keeps of what was given back. So the pool lets go of
+    /// that first.
     pub(crate) fn free_memory(&self) -> Option<u64> {
-        let (free, _) = self.stream.context().mem_get_info().ok()?;
+        let context = self.stream.context();
+        // What was given back in the stream's order is the pool's once the stream has got there.
+        self.stream.synchronize().ok()?;
+        // SAFETY: the device is open, and what is in use stays where it is.
+        let _ = unsafe {
+            result::device::get_default_mem_pool(context.cu_device())
+                .and_then(|pool| result::mem_pool::trim_to(pool, 0))
+        };
+        let (free, _) = context.mem_get_info().ok()?;
         Some(free as u64)
     }
 

@@ -1,5 +1,7 @@
 //! A step's integers, packed for one copy to the device.
 
+use std::ops::Range;
+
 use crate::ops::AttentionPlan;
 use crate::{BlockId, ModelInput, Slot};
 
@@ -44,6 +46,14 @@ pub(super) const NOWHERE: u32 = u32::MAX;
 /// Of a chunk: enough that the rows of one K/V head fill whole blocks of threads, few enough that blocks take turns at a long
 /// prompt.
 pub(super) const ITEM_TOKENS: usize = 128;
+const ITEM_WORDS: usize = 4;
+
+impl Items {
+    /// Some of them.
+    pub(super) fn part(self, which: Range<usize>) -> Self {
+        Self { start: self.start + ITEM_WORDS * which.start, count: which.len(), ..self }
+    }
+}
 
 impl StepWords {
     pub(crate) fn new(plan: &AttentionPlan<'_>) -> Self {

@@ -270,7 +270,9 @@ fn holds(row: &Row, mut draft: Draft, mut ours: impl FnMut(&Draft, &[u32]) -> Ve
     for len in LENGTHS {
         let tokens = draft.ids(len);
         let expected: Vec<f32> = opinion(&tokens).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        worst = worst.max(worst_excess(&ours(&draft, &tokens), &expected).excess);
+        let excess = worst_excess(&ours(&draft, &tokens), &expected).excess;
+        assert!(!excess.is_nan(), "{name}: not a number, with {len} tokens");
+        worst = worst.max(excess);
     }
     match row.verdict {
         Verdict::Equal => assert!(worst <= 1.0, "{name}: {worst} times the tolerance"),

@@ -79,11 +79,22 @@ pub(super) const TILE_KEYS: usize = 16;
 /// Places for keys and values in shared memory: one is computed with while the other is filled.
 pub(super) const STAGES: usize = 2;
 const BF16_BYTES: usize = 2;
+/// f32 numbers that decode leaves for one merge: 256 MiB.
+pub(crate) const MOST_PARTIAL: usize = (256 << 20) / size_of::<f32>();
 
 impl AttentionShape {
     /// f32 numbers that the decode of `items` leaves for the merge.
     pub(crate) fn partial_len(&self, items: Items) -> usize {
         items.count * self.num_heads * self.max_splits(items) * (self.head_dim + 2)
+    }
+
+    /// `items` in runs, each of which leaves at most `most` numbers for the merge, or is one item: where one sequence is
+    /// long, all others get room for as many splits.
+    pub(crate) fn runs(&self, items: Items, most: usize) -> impl Iterator<Item = Items> {
+        let of_one = self.partial_len(Items { count: 1, ..items });
+        let at_once = (most / of_one.max(1)).max(1);
+        let run = move |first: usize| items.part(first..(first + at_once).min(items.count));
+        (0..items.count).step_by(at_once).map(run)
     }
 
     /// Everything but the addresses, which are null.

@@ -4,9 +4,9 @@ use candle_core::Tensor;
 
 use super::host::{Buffer, Host, Order, in_both_orders};
 use super::{Random, assert_close, reference, tolerance};
-use crate::ops::cuda::args::attention::{AttentionArgs, AttentionShape};
+use crate::ops::cuda::args::attention::{AttentionArgs, AttentionShape, MOST_PARTIAL};
 use crate::ops::cuda::launch::{Address, Float};
-use crate::ops::cuda::step::StepWords;
+use crate::ops::cuda::step::{Items, StepWords};
 use crate::ops::{AttentionParams, AttentionPlan, PerHead, paged_attention};
 use crate::selftest::tables::{
     ATTENTION, FLAGGED, SEQUENCES, WHOLE_SEQUENCES, flags_of_attention, two_sided_attention,
@@ -44,7 +44,6 @@ pub(super) fn with_words(
     let (mut q, mut words_buffer) = (Buffer::of(q, activations), Buffer::of_words(&words.words));
     let element_bytes = if activations == Float::F32 { 4 } else { 2 };
     let mut out = Buffer::unwritten(num_tokens * num_heads * head_dim * element_bytes);
-    let mut partial = Buffer::unwritten(kernel_shape.partial_len(decode) * size_of::<f32>());
     let per_head = |values: &Option<PerHead>| values.as_ref().map(|values| Buffer::of_values(values, Float::F32));
     let (mut slopes, mut sinks) = (per_head(&params.alibi_slopes), per_head(&params.sinks));
     let Address(start) = words_buffer.address();
@@ -55,22 +54,51 @@ pub(super) fn with_words(
         k: k.address(),
         v: v.address(),
         out: out.address(),
-        partial: partial.address(),
         positions: word(words.layout.positions),
         blocks: word(words.layout.blocks[0]),
         slopes: if_any(&mut slopes),
         sinks: if_any(&mut sinks),
         ..kernel_shape.args(params, decode)
     };
-    if decode.count > 0 {
-        let args = AttentionArgs { items: word(decode.start), ..args };
-        host.run(&kernel_shape.decode(args, decode), order);
-        host.run(&kernel_shape.merge(args, decode), order);
+    // In one order all together, in the other a few at a time: where they are cut changes nothing.
+    let most = match order {
+        Order::Forwards => MOST_PARTIAL,
+        Order::Backwards => kernel_shape.partial_len(Items { count: 3, ..decode }),
+    };
+    for run in kernel_shape.runs(decode, most) {
+        let mut partial = Buffer::unwritten(kernel_shape.partial_len(run) * size_of::<f32>());
+        let args = AttentionArgs { partial: partial.address(), items: word(run.start), ..args };
+        host.run(&kernel_shape.decode(args, run), order);
+        host.run(&kernel_shape.merge(args, run), order);
     }
     if prefill.count > 0 {
         host.run(&kernel_shape.prefill(AttentionArgs { items: word(prefill.start), ..args }, prefill), order);
     }
     out.values(activations)
+}
+
+#[test]
+fn one_long_sequence_among_many_makes_no_more_room_than_is_bounded() {
+    let shape = AttentionShape {
+        num_heads: 32,
+        num_kv_heads: 8,
+        head_dim: 128,
+        padded_head_dim: 128,
+        block_size: 16,
+        activations: Float::Bf16,
+        cache: Float::Bf16,
+    };
+    let items = Items { start: 7, count: 256, most_keys: 131_072 };
+    let runs: Vec<Items> = shape.runs(items, MOST_PARTIAL).collect();
+    assert!(runs.len() > 1 && runs.iter().all(|run| shape.partial_len(*run) <= MOST_PARTIAL), "{runs:?}");
+    let mut start = items.start;
+    for run in &runs {
+        assert_eq!((run.start, run.most_keys), (start, items.most_keys), "{runs:?}");
+        start += 4 * run.count;
+    }
+    assert_eq!(runs.iter().map(|run| run.count).sum::<usize>(), items.count);
+    assert_eq!(shape.runs(items, 1).count(), items.count, "an item is not cut");
+    assert_eq!(shape.runs(Items { count: 0, most_keys: 0, ..items }, MOST_PARTIAL).count(), 0);
 }
 
 fn check(host: Host, shape: Shape, params: &AttentionParams, sequences: &[Range<usize>]) {
