@@ -1,5 +1,8 @@
 # Shared by .ci/run and .ci/full. Sourced, not run.
 
+# What fails inside $(...) fails outside, too.
+shopt -s inherit_errexit
+
 export CARGO_TERM_COLOR=never
 # Nothing is built twice, and what it takes to build a part again costs time and disk.
 export CARGO_INCREMENTAL=0

@@ -127,6 +127,11 @@ impl AdmissionBounds {
 }
 
 impl Ticket {
+    /// The request waits for the engine, and has done so from the start.
+    pub(crate) fn is_queued(&self) -> bool {
+        self.is_queued.load(Ordering::Relaxed)
+    }
+
     /// The request waits for the engine no longer. Once is enough.
     pub(crate) fn leave_queue(&self) {
         if self.is_queued.swap(false, Ordering::Relaxed) {

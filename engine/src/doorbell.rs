@@ -49,7 +49,8 @@ impl fmt::Debug for Doorbell {
 impl RungFlag {
     /// The engine heard the ring and is about to look; from now on the next one counts.
     pub(crate) fn clear(&self) {
-        self.0.store(false, Ordering::Release);
+        // Reads what it overwrites: whoever rang just before, and sent nothing since a ring was on its way, is seen by this look.
+        self.0.swap(false, Ordering::AcqRel);
     }
 }
 

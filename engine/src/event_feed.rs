@@ -4,6 +4,7 @@
 //! Whoever is on the other end may say anything. What no engine could say is an error, and leaves the stream as it was.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::doorbell::Doorbell;
 use crate::encode::EncodeReply;
@@ -11,6 +12,9 @@ use crate::event::{Event, FinishReason, RequestError, TokenEvent, TokenLogprobs}
 use crate::event_stream::{ChannelSpec, EventSender, EventStream, event_channel};
 use crate::reply::{ReplySender, reply_channel};
 use crate::request::Request;
+
+/// What a request can have taken of steps, at most: bills are added up for a long time, and a worker's word may be any number.
+const MOST_MEASURED: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Feeds one request. Dropped before the end, it fails the request with [`RequestError::WorkerLost`].
 #[derive(Debug)]
@@ -76,8 +80,9 @@ impl EventFeed {
         }
     }
 
-    /// The request's share of steps so far, in nanoseconds. Never falls.
+    /// The request's share of steps so far, in nanoseconds. Never falls, and is a month at most.
     pub fn measured(&mut self, ns: u64) {
+        let ns = ns.min(MOST_MEASURED.as_nanos() as u64);
         let further = ns.saturating_sub(self.measured_ns);
         self.measured_ns = self.measured_ns.max(ns);
         self.choices.iter().take(1).for_each(|choice| _ = choice.events.add_time(further));
@@ -261,6 +266,16 @@ mod tests {
         feed.finish(0, FinishReason::Length).expect("it runs");
         assert_eq!(feed.token(token(0, 4)), Err(FeedError::AfterTheEnd));
         assert_eq!(std::iter::from_fn(|| stream.try_next()).count(), 4);
+    }
+
+    #[test]
+    fn no_worker_makes_a_request_take_more_time_than_can_be_added_up() {
+        let (mut feed, stream, _) = open(1, None);
+        feed.start(0);
+        [5, u64::MAX, 7, u64::MAX].into_iter().for_each(|ns| feed.measured(ns));
+        let measured = stream.usage().measured_ns;
+        assert_eq!(u128::from(measured), MOST_MEASURED.as_nanos());
+        assert!((measured / 1000).checked_mul(1_000_000).is_some_and(|micros| i64::try_from(micros).is_ok()));
     }
 
     #[test]

@@ -225,7 +225,7 @@ impl EventSender {
     }
 
     pub(crate) fn finish(&self, reason: FinishReason) {
-        if self.meter.has_failed() {
+        if self.has_failed() {
             return;
         }
         for choice in self.choices.clone() {
@@ -237,6 +237,11 @@ impl EventSender {
     /// The request is lost, whatever its other choices still do. False if one of them has said so before.
     pub(crate) fn mark_failed(&self) -> bool {
         self.meter.mark_failed()
+    }
+
+    /// One of the request's choices has said that it is lost.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.meter.has_failed()
     }
 
     /// Ends every choice of the request. Once for each of them at most; the reader hears the first.

@@ -5,57 +5,71 @@
 //! comes out, and every queue between them is bounded. Inside, [`StepLoop`] repeats one step: take commands,
 //! wait for the turn, schedule, run, drain aborts, update, publish, conclude.
 
+// What others say and hear.
 pub mod clock;
-pub mod event;
-pub mod request;
-pub mod testing;
-
-mod admission;
-mod batch;
-mod block_chains;
-mod block_pool;
-mod calibration;
-mod catch_up;
-mod compare;
 mod config;
 mod constraint;
-mod cost;
-mod counted;
-mod doorbell;
-mod encode;
-mod engine;
 mod error;
-mod event_feed;
+pub mod event;
 mod event_stream;
-mod fault;
-#[cfg(test)]
-mod fixtures;
-mod kv_cache_manager;
-mod lane;
-mod logprobs;
-mod meter;
-mod model_runner;
-mod overrun;
-mod owned_thread;
-mod pace;
-mod policy;
-mod prefix;
-mod prefix_index;
-mod random;
-mod reply;
-mod rules;
-mod running;
-mod sampler;
-mod scheduler;
-mod sequence;
-mod shared_model;
+pub mod request;
 mod stats;
+pub mod testing;
+
+// The thread and its step.
+mod catch_up;
+mod doorbell;
+mod engine;
+mod model_runner;
+mod owned_thread;
+mod running;
 mod step;
 mod step_logits;
 mod survival;
-mod tail_index;
-mod trust;
 mod turns;
+
+// Who runs, when, and at what price.
+mod admission;
+mod batch;
+mod calibration;
+mod cost;
+mod counted;
+mod fault;
+mod meter;
+mod overrun;
+mod pace;
+mod policy;
+mod rules;
+mod scheduler;
+mod sequence;
+mod trust;
+
+// Blocks of keys and values, and which of them are found again.
+mod block_chains;
+mod block_pool;
+mod kv_cache_manager;
+mod prefix;
+mod prefix_index;
+mod tail_index;
+
+// From logits to tokens.
+mod logprobs;
+mod random;
+mod sampler;
+
+// Models that only read texts, and two models on one text.
+mod compare;
+mod encode;
+mod lane;
+mod reply;
+mod shared_model;
+
+// Engines elsewhere.
+mod event_feed;
+
+// For tests.
+#[cfg(test)]
+mod fixtures;
 
 pub use compare::{
     ComparedPosition, ComparisonConfig, ComparisonHandle, ComparisonLane, ComparisonParts, ComparisonReply,

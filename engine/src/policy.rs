@@ -10,7 +10,8 @@
 //!    share with the most credit, then age. While it waits, no request is passed over more than [`MAX_PASSED_OVER`] times by
 //!    younger ones of its share, whoever among them is new, and whoever was parked and comes again; one that was parked
 //!    itself, and so has run, is counted anew. One that is set aside, until another has computed what it begins with, does
-//!    not wait here meanwhile, and comes back with its count.
+//!    not wait here meanwhile, and comes back with its count. The patience of its class runs on while it is away, and ends
+//!    with it if it leaves.
 //!
 //! # How far two shares can drift apart
 //!
@@ -70,6 +71,8 @@ pub(crate) struct WaitingQueue<T> {
     accounts: BTreeMap<Share, Account<T>>,
     /// When a better class first had a turn before each class that waits, since that had its own.
     passed_over_since: BTreeMap<Class, Duration>,
+    /// Those that were set aside, by class.
+    num_aside: [usize; Class::ALL.len()],
     /// Chosen and not taken yet: it keeps its turn until it fits, unless a better class comes or its credit is spent.
     head: Option<Head>,
 }
@@ -122,6 +125,7 @@ impl<T> WaitingQueue<T> {
             preempted: BTreeMap::new(),
             accounts: BTreeMap::new(),
             passed_over_since: BTreeMap::new(),
+            num_aside: [0; Class::ALL.len()],
             head: None,
         }
     }
@@ -132,6 +136,11 @@ impl<T> WaitingQueue<T> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.preempted.is_empty() && self.accounts.values().all(|account| account.waiting.is_empty())
+    }
+
+    /// All that wait here but those that were preempted.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.accounts.values().flat_map(|account| account.waiting.iter().map(|waiting| &waiting.item))
     }
 
     /// One more sequence of this share lives.
@@ -151,15 +160,19 @@ impl<T> WaitingQueue<T> {
 
     /// Whoever ran before stands among its share's others by its age, too.
     pub(crate) fn push(&mut self, share: Share, id: SequenceId, item: T) {
-        self.put_back(share, Waiting { id, item, passed_over: 0 });
+        self.insert(share, Waiting { id, item, passed_over: 0 });
     }
 
     /// Who was set aside waits here again, as long passed over as it was.
     pub(crate) fn put_back(&mut self, share: Share, aside: Waiting<T>) {
-        let waiting = &mut self.account_mut(share).waiting;
-        let younger = waiting.partition_point(|other| other.id < aside.id);
-        waiting.insert(younger, aside);
-        self.reconsider(share.class);
+        self.num_aside[share.class as usize] -= 1;
+        self.insert(share, aside);
+    }
+
+    /// Who was set aside does not come back. Its share must still [`WaitingQueue::leave`].
+    pub(crate) fn forget_aside(&mut self, share: Share) {
+        self.num_aside[share.class as usize] -= 1;
+        self.end_patience();
     }
 
     pub(crate) fn push_preempted(&mut self, share: Share, id: SequenceId, item: T) {
@@ -210,7 +223,9 @@ impl<T> WaitingQueue<T> {
         self.head = None;
         let waiting = &mut self.accounts.get_mut(&share)?.waiting;
         let index = waiting.iter().position(|waiting| waiting.id == id)?;
-        waiting.remove(index)
+        let aside = waiting.remove(index);
+        self.num_aside[share.class as usize] += usize::from(aside.is_some());
+        aside
     }
 
     /// Somebody of this class went on before the worse ones that wait.
@@ -252,14 +267,25 @@ impl<T> WaitingQueue<T> {
         }
         if !taken.is_empty() {
             self.head = None;
-            // Whoever waits next begins to.
-            for class in Class::ALL {
-                if !self.waits(class) {
-                    self.passed_over_since.remove(&class);
-                }
-            }
+            self.end_patience();
         }
         taken
+    }
+
+    /// Of the classes that nobody waits in any more, here or aside: whoever waits next begins to.
+    fn end_patience(&mut self) {
+        for class in Class::ALL {
+            if !self.waits(class) && self.num_aside[class as usize] == 0 {
+                self.passed_over_since.remove(&class);
+            }
+        }
+    }
+
+    fn insert(&mut self, share: Share, newcomer: Waiting<T>) {
+        let waiting = &mut self.account_mut(share).waiting;
+        let younger = waiting.partition_point(|other| other.id < newcomer.id);
+        waiting.insert(younger, newcomer);
+        self.reconsider(share.class);
     }
 
     fn account_mut(&mut self, share: Share) -> &mut Account<T> {

@@ -205,7 +205,10 @@ impl Scheduler {
     pub(crate) fn extract(&mut self, unwanted: impl Fn(&Sequence) -> bool) -> Vec<Sequence> {
         let mut taken = self.waiting.extract(|sequence| unwanted(sequence));
         taken.extend(take_out(&mut self.parked, |sequence| unwanted(sequence)));
-        taken.extend(self.held.extract_if(.., |aside| unwanted(&aside.item)).map(|aside| aside.item));
+        for aside in self.held.extract_if(.., |aside| unwanted(&aside.item)) {
+            self.waiting.forget_aside(aside.item.share);
+            taken.push(aside.item);
+        }
         taken.iter().for_each(|sequence| self.waiting.leave(sequence.share));
         let ids: Vec<_> =
             self.running.iter().filter(|sequence| unwanted(sequence)).map(|sequence| sequence.id).collect();
@@ -234,6 +237,12 @@ impl Scheduler {
 
     pub(crate) fn num_preempted(&self) -> usize {
         self.waiting.num_preempted()
+    }
+
+    /// Those that were parked, were granted more, and wait for a place.
+    pub(crate) fn num_resuming(&self) -> usize {
+        let wait = self.waiting.iter().chain(self.held.iter().map(|aside| &aside.item));
+        wait.filter(|sequence| sequence.is_resuming()).count()
     }
 
     /// How far the shares that wait have drifted apart, and how far they can.

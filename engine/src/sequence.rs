@@ -163,6 +163,11 @@ impl Sequence {
         !std::mem::replace(&mut self.has_started, true) && self.events.start(self.num_computed)
     }
 
+    /// It left the queue before: where it waits once more, it does so after it was parked or preempted.
+    pub(crate) fn is_resuming(&self) -> bool {
+        !self.ticket.is_queued()
+    }
+
     /// The choices that this sequence stands for: all of the request's until their prompt is computed, then one.
     pub(crate) fn choices(&self) -> Range<u32> {
         self.id.choice..self.id.choice + self.events.num_choices()

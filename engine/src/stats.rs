@@ -16,6 +16,8 @@ pub struct EngineStats {
     pub waiting_tokens: usize,
     /// Sequences that were preempted and wait to run again.
     pub preempted: usize,
+    /// Sequences that were parked, were granted more, and wait for a place.
+    pub resuming: usize,
     /// Sequences that wait for [`crate::EventStream::grant`].
     pub parked: usize,
     /// Blocks of the KV cache.
@@ -71,7 +73,8 @@ pub struct StepReport {
     pub failures: FaultCounts,
     /// Sequences that hold blocks, after the step.
     pub running: usize,
-    /// Requests that wait, after the step.
+    /// Requests that wait for their first step, and sequences that wait to run again, preempted or granted more: after the
+    /// step.
     pub waiting: usize,
     /// How far apart the shares that wait are, after the step.
     pub fair_share_gap: Duration,

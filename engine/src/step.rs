@@ -265,7 +265,8 @@ impl Drop for StepLoop {
         }
         // A panic within a panic would abort the process, so a poisoned lock is left alone.
         if let Ok(mut stats) = self.shared.stats.lock() {
-            (stats.running, stats.preempted, stats.parked, stats.step_started) = (0, 0, 0, None);
+            (stats.running, stats.preempted, stats.resuming, stats.parked) = (0, 0, 0, 0);
+            stats.step_started = None;
         }
     }
 }

@@ -5,6 +5,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::fault::{Fault, FaultCounts};
+
 /// A model that fails every sequence of this many steps in a row may not recover.
 pub(crate) const MAX_FRUITLESS_STEPS: usize = 16;
 /// So many failed requests within [`FAILURES_WITHIN`] make an engine one to avoid.
@@ -25,22 +27,25 @@ pub(crate) enum Outcome {
     Fruitful,
     /// Every sequence failed.
     Fruitless,
-    /// The last of [`MAX_FRUITLESS_STEPS`] fruitless ones: hopeless, unless the model runs something of the engine's own.
-    Hopeless,
+    /// The same, as in all of the last [`MAX_FRUITLESS_STEPS`], or by the device: nothing will run again, unless the model runs
+    /// something of the engine's own.
+    Doubtful,
 }
 
 impl Trust {
-    pub(crate) fn note_step(&mut self, num_sequences: usize, num_failed: usize) -> Outcome {
+    /// Of the sequences that ran so many failed, by no fault of their own, and by what `failures` says.
+    pub(crate) fn note_step(&mut self, (num_sequences, num_failed): (usize, usize), failures: &FaultCounts) -> Outcome {
         if num_failed < num_sequences {
             self.fruitless_steps = 0;
             return Outcome::Fruitful;
         }
         self.fruitless_steps += 1;
-        if self.fruitless_steps < MAX_FRUITLESS_STEPS {
-            return Outcome::Fruitless;
+        if self.fruitless_steps == MAX_FRUITLESS_STEPS {
+            self.fruitless_steps = 0;
+            return Outcome::Doubtful;
         }
-        self.fruitless_steps = 0;
-        Outcome::Hopeless
+        // A device whose context is lost fails everything from then on.
+        if failures.get(Fault::Device) > 0 { Outcome::Doubtful } else { Outcome::Fruitless }
     }
 
     /// So many more requests have failed now. Until when the engine is one to avoid, which may be over.
@@ -61,6 +66,20 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_model_is_doubted_when_it_fails_many_steps_in_a_row_and_at_once_when_its_device_fails_one() {
+        let [by_model, by_device] = [Fault::Model, Fault::Device].map(|fault| FaultCounts::of(fault, 1));
+        let mut trust = Trust::default();
+        for _ in 0..2 {
+            for _ in 1..MAX_FRUITLESS_STEPS {
+                assert_eq!(trust.note_step((2, 2), &by_model), Outcome::Fruitless);
+            }
+            assert_eq!(trust.note_step((2, 2), &by_model), Outcome::Doubtful);
+        }
+        assert_eq!(trust.note_step((2, 1), &by_device), Outcome::Fruitful, "others still run");
+        assert_eq!(trust.note_step((2, 2), &by_device), Outcome::Doubtful);
+    }
 
     #[test]
     fn three_failures_within_a_minute_count_until_a_minute_after_the_first_of_them() {

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use passerelle::gateway::replica::{Load, ReplicaDoor, ReplicaId, SubmitError};
+use passerelle::gateway::replica::{Load, ReplicaDoor, ReplicaId, ReplicaRefusal};
 use passerelle::gateway::{PrefixHint, Replica, Router};
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{CacheSalt, EventStream, Request};
@@ -25,8 +25,8 @@ const GOAL: Duration = Duration::from_micros(5);
 struct Idle;
 
 impl ReplicaDoor for Idle {
-    fn submit(&self, _: Request) -> Result<EventStream, SubmitError> {
-        Err(SubmitError::Closed)
+    fn submit(&self, _: Request) -> Result<EventStream, ReplicaRefusal> {
+        Err(ReplicaRefusal::Closed)
     }
 
     fn load(&self) -> Load {

@@ -3,37 +3,46 @@
 //! The order is deliberate: keys before models (a server that may not open its door loads nothing), models before the
 //! listener (nothing listens that cannot answer), and on the way down the listener before the engines.
 
-mod admin_socket;
+// What a configuration comes to.
 mod bounds;
-mod caps;
 mod defaults;
-mod devices;
 mod door;
+mod logging;
+#[cfg_attr(not(feature = "upstream"), path = "serve/no_upstreams.rs")]
+mod upstreams;
+
+// Models, from their files to their engines.
+mod devices;
 mod engines;
 mod folder;
-mod gateway_address;
 mod gguf;
 mod hashes;
 mod kept_costs;
 mod kept_file;
-mod ledger;
-mod listener;
-mod logging;
 mod memory;
 mod memory_order;
 mod models;
-mod placed;
-mod reload;
 mod report;
 mod shelf;
-mod signals;
-mod tariff;
 mod text;
 mod trusted;
-#[cfg_attr(not(feature = "upstream"), path = "serve/no_upstreams.rs")]
-mod upstreams;
+
+// Models in processes of their own.
+mod caps;
+mod gateway_address;
+mod placed;
 mod worker_process;
 mod workers;
+
+// What is written down, and what it costs.
+mod ledger;
+mod tariff;
+
+// While it runs.
+mod admin_socket;
+mod listener;
+mod reload;
+mod signals;
 
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -57,11 +66,12 @@ use passerelle_engine::{ComparisonLane, EngineHandle};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::Signal;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
 use crate::cli::output;
 use bounds::{api_config, batch_bounds, serve_config};
-use engines::{Fleet, Running, RunningHandle, Workshop};
+use engines::{EngineFactory, Fleet, Running, RunningHandle};
 use ledger::{LedgerBasis, LedgerKeeper, LedgerLock};
 use placed::Placed;
 use reload::{Directions, ReadAgain, Reloading};
@@ -84,7 +94,7 @@ use kept_costs::KeptCosts;
 pub(crate) use ledger::on_the_shelf;
 pub(crate) use memory::{FREE_MEMORY_PART, KV_CACHE_MEMORY, free_memory, kv_budget, share_kv_memory, step_bytes};
 pub(crate) use models::{
-    Loaded, Means, find_files, find_sources, held_as, is_quantised, load, load_options, wanted_of,
+    LoadContext, Loaded, find_files, find_sources, held_as, is_quantised, load, load_options, wanted_of,
 };
 pub(crate) use reload::owners;
 pub(crate) use report::device_name;
@@ -113,10 +123,12 @@ pub(crate) struct Server {
     /// `None`: no models come and go.
     shelf: Option<ShelfKeeper>,
     /// The models of partitions, and what their workers have in common with engines here.
-    placed: (Arc<Placed>, Workshop),
+    placed: (Arc<Placed>, EngineFactory),
     /// `None`: nobody works for this server.
     workers: Option<WorkersKeeper>,
     state: AppState,
+    /// Ends once the server drains and the requests that run are over.
+    batches: JoinHandle<()>,
     /// Until somebody follows the configuration.
     reloading: Option<Reloading>,
     /// Dropped last: every request is settled. `None` for a server without a data directory.
@@ -170,9 +182,10 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let tls = config.server.tls.as_ref().map(load_tls).transpose()?;
     let reserved = listener::reserve(&config.server.listen)?;
     check_before_loading(config)?;
-    let stock = stock(config, &clock)?;
-    let Stock { running, comparisons, served, replicas, staying, tariff, prices, new_shelf, placed, workshop } = stock;
-    let (partition, metrics) = (workshop.partition(), Arc::clone(&workshop.metrics));
+    let started = started_models(config, &clock)?;
+    let StartedModels { running, comparisons, served, replicas, staying, tariff, prices, new_shelf, placed, factory } =
+        started;
+    let (partition, metrics) = (factory.partition(), Arc::clone(&factory.metrics));
     let shelf = new_shelf.as_ref().map(|new| new.shelf.clone());
     let here = reload::models_here(&staying, shelf.as_ref());
     let (settings, remote) = upstreams::prepare(config, &here)?.split();
@@ -204,11 +217,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         config: api_config,
         readiness: readiness.clone(),
     });
-    if let Some(backend) = OperatorBackend::of_server(state.clone()) {
-        admin_socket::open(&config.server.data_dir, backend, serve_config(config), runtime);
-    }
-    runtime.spawn(api::run_batches(state.clone()));
-    runtime.spawn(look_after_replicas(state.clone()));
+    run_beside_requests(&state, config, runtime);
     let keeper = new_shelf.map(|new| new.keep(state.clone())).transpose()?;
     let (in_force, proof, seen) = (config.clone(), tls.clone(), state.clone());
     let reloading =
@@ -223,12 +232,21 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         comparisons,
         engines: running,
         shelf: keeper,
-        placed: (Arc::new(placed), workshop),
+        placed: (Arc::new(placed), factory),
         workers: None,
+        batches: runtime.spawn(api::run_batches(state.clone())),
         state,
         reloading: Some(reloading),
         _ledger: ledger_keeper,
     })
+}
+
+/// The administration's socket, and a look at the replicas now and then.
+fn run_beside_requests(state: &AppState, config: &Config, runtime: &Runtime) {
+    if let Some(backend) = OperatorBackend::of_server(state.clone()) {
+        admin_socket::open(&config.server.data_dir, backend, serve_config(config), runtime);
+    }
+    runtime.spawn(look_after_replicas(state.clone()));
 }
 
 /// What is wrong whatever the models hold is said before they are loaded, which may take minutes.
@@ -254,7 +272,7 @@ enum Partitions {
 }
 
 /// What is served, priced, and not yet answering.
-struct Stock {
+struct StartedModels {
     running: Vec<Running>,
     comparisons: ComparisonLane,
     served: Vec<ServedModel>,
@@ -265,32 +283,32 @@ struct Stock {
     prices: StartPrices,
     new_shelf: Option<NewShelf>,
     placed: Placed,
-    workshop: Workshop,
+    factory: EngineFactory,
 }
 
 /// The models that the configuration names, in memory, and a look at those that come and go.
-fn stock(config: &Config, clock: &Arc<dyn Clock>) -> Result<Stock> {
+fn started_models(config: &Config, clock: &Arc<dyn Clock>) -> Result<StartedModels> {
     metrics::set_clock_beside();
     let compute = devices::compute_of_gateway(config)?;
     let config = &Config { engine: sized_for(&config.engine, &compute), ..config.clone() };
     let hashes = KeptHashes::open(&config.server.data_dir);
-    let loaded = models::load_all(config, Means { hub: &config.hub, compute: &compute, hashes: &hashes })?;
+    let loaded = models::load_all(config, LoadContext { hub: &config.hub, compute: &compute, hashes: &hashes })?;
     let staying: Vec<String> = config.models.iter().map(|model| model.name.clone()).collect();
     let elsewhere = elsewhere_only(config, &staying);
     let names = staying.iter().map(String::as_str).chain(elsewhere.iter().copied());
-    let workshop = Workshop::new((&config.engine, config.ledger.gpu_factor), compute, clock, names)?
+    let factory = EngineFactory::new((&config.engine, config.ledger.gpu_factor), compute, clock, names)?
         .remembering(KeptCosts::open(&config.server.data_dir));
-    let Fleet { workshop, running, comparisons, served, replicas, prices } = engines::start(loaded, workshop)?;
-    let placed = Placed::read(config, (&workshop, &hashes), replicas.len() as u32)?;
-    let partition = workshop.partition();
+    let Fleet { factory, running, comparisons, served, replicas, prices } = engines::start(loaded, factory)?;
+    let placed = Placed::read(config, (&factory, &hashes), replicas.len() as u32)?;
+    let partition = factory.partition();
     let here = prices.into_iter().map(|(name, price)| (name, partition, price)).chain(placed.prices()).collect();
     let priced = tariff::Served { here, elsewhere: &elsewhere };
     let published = (config.ledger.tariff.as_deref(), &ledger::calendar(&config.ledger)?);
     let (tariff, pricing) = tariff::in_force(published, priced, UnixSeconds::of(clock.wall()))?;
     let prices = StartPrices { published: pricing.published().cloned(), device: partition };
     let tariff = Arc::new(tariff);
-    let new_shelf = NewShelf::open(config, (workshop.clone(), clock), (pricing, &tariff), &staying)?;
-    Ok(Stock { running, comparisons, served, replicas, staying, tariff, prices, new_shelf, placed, workshop })
+    let new_shelf = NewShelf::open(config, (factory.clone(), clock), (pricing, &tariff), &staying)?;
+    Ok(StartedModels { running, comparisons, served, replicas, staying, tariff, prices, new_shelf, placed, factory })
 }
 
 impl Server {
@@ -305,11 +323,11 @@ impl Server {
         (config, command): (&Config, WorkerCommand),
         (runtime, interrupted): (&Runtime, impl Future<Output = ()>),
     ) -> Result<Partitions> {
-        let (placed, workshop) = &self.placed;
+        let (placed, factory) = &self.placed;
         if placed.slots.is_empty() {
             return Ok(Partitions::WithWorkers);
         }
-        let served = Arrivals { placed: Arc::clone(placed), state: self.state.clone(), workshop: workshop.clone() };
+        let served = Arrivals { placed: Arc::clone(placed), state: self.state.clone(), factory: factory.clone() };
         self.workers = workers::open((config, command), served, (runtime, interrupted))?;
         Ok(if self.workers.is_some() { Partitions::WithWorkers } else { Partitions::WithoutWorkers })
     }
@@ -337,7 +355,7 @@ impl Server {
     /// Answers until `shutdown`, then admits nothing more and lets what runs finish, for a bounded time. What still runs
     /// then is ended by its engine, so that each client is told.
     pub(crate) async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let (readiness, drain_timeout) = (self.readiness, self.config.drain_timeout);
+        let (readiness, drain_timeout) = (&self.readiness, self.config.drain_timeout);
         let mut handles: Vec<_> = self.engines.iter().map(Running::handle).collect();
         let shelved = self.shelf.as_ref().map(ShelfKeeper::handles);
         let comparisons = self.comparisons.handle();
@@ -358,7 +376,8 @@ impl Server {
             });
         };
         let config = ServeConfig { drain_timeout: drain_timeout.saturating_add(LAST_WORDS), ..self.config };
-        let drained = api::serve(self.listener, self.router, config, shutdown).await;
+        let clients = api::serve(self.listener, self.router, config, shutdown);
+        let (drained, ()) = tokio::join!(clients, end_batches(self.batches, &self.readiness, config.drain_timeout));
         tracing::info!(?drained, "the listener is closed");
     }
 }
@@ -392,6 +411,17 @@ fn guard(authenticator: &Authenticator) -> BrowserGuard {
     match authenticator {
         Authenticator::Open { .. } => BrowserGuard::LocalOnly,
         Authenticator::Keys(_) => BrowserGuard::Off,
+    }
+}
+
+/// Waits for the requests of batches as long as for others.
+async fn end_batches(mut batches: JoinHandle<()>, readiness: &Readiness, patience: Duration) {
+    readiness.drains().await;
+    if timeout(patience, &mut batches).await.is_err() {
+        // What they still wait for (an upstream, room on the disk) is asked for again by the next start.
+        batches.abort();
+        // Whether it was cut off or came to its end in this moment is one.
+        let _ = batches.await;
     }
 }
 

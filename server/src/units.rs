@@ -1,4 +1,4 @@
-//! Sizes and periods as people write them: `2GiB`, `512MB`, `30s`, `250ms`.
+//! Sizes and periods as people write them: `2GiB`, `512MB`, `30s`, `250ms`; and counts in 32 bits.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -55,6 +55,11 @@ impl FromStr for Period {
             .map(|ms| Self(Duration::from_millis(ms)))
             .ok_or_else(|| format!("`{text}` is not a period; write a whole number and ms, s, m, h or d, like 30s"))
     }
+}
+
+/// In 32 bits; more than they hold is as good as the most that they do.
+pub(crate) fn saturating_u32(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// `None` for an unknown unit, no digits, or a product that does not fit.

@@ -78,8 +78,14 @@ fn the_reference_names_every_key() {
         let error = toml::from_str::<Written>(&format!("{section}\nno_such_key = 1")).expect_err("the key is unknown");
         let keys: Vec<_> = error.message().split('`').skip(3).step_by(2).map(str::to_owned).collect();
         assert!(keys.len() >= 2, "{error}");
+        let lines = reference.lines().map(|line| line.trim_start_matches("# "));
+        let below: Vec<&str> = lines
+            .skip_while(|line| !line.starts_with(section))
+            .skip(1)
+            .take_while(|line| !line.starts_with('['))
+            .collect();
         for key in keys {
-            let is_named = reference.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} =")));
+            let is_named = below.iter().any(|line| line.starts_with(&format!("{key} =")));
             assert!(is_named, "configs/reference.toml does not name {section} {key}");
         }
     }

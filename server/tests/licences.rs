@@ -83,7 +83,9 @@ fn packages() -> Vec<Package> {
     let metadata: Metadata = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
     let mut packages: HashMap<_, _> =
         metadata.packages.into_iter().map(|package| (package.id.clone(), package)).collect();
-    metadata.resolve.nodes.iter().filter_map(|node| packages.remove(&node.id)).collect()
+    let packages: Vec<_> = metadata.resolve.nodes.iter().filter_map(|node| packages.remove(&node.id)).collect();
+    assert!(packages.len() > 100, "only {} crates were found", packages.len());
+    packages
 }
 
 /// An SPDX expression: `OR` binds weaker than `AND`, `/` is the old way to write `OR`, `WITH` belongs to its licence.

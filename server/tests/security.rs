@@ -5,6 +5,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[path = "tidy/kept_by.rs"]
+mod kept_by;
+
+use kept_by::runs;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("server/ lies in the workspace")
 }
@@ -43,18 +48,6 @@ fn quoted(cell: &str) -> Option<&str> {
 /// Of a test, and of nothing else that the document quotes.
 fn is_test_name(quoted: &str) -> bool {
     quoted.matches('_').count() >= 3 && quoted.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-}
-
-/// Whether a source has a test of that name which is not left out.
-fn runs(source: &str, name: &str) -> bool {
-    let definition = format!("fn {name}(");
-    source.match_indices(definition.as_str()).any(|(at, _)| {
-        // Up to an empty line, or one that ends something else.
-        let above = source[..at].lines().rev().take_while(|line| !line.is_empty() && !line.ends_with('}'));
-        let above: Vec<&str> = above.collect();
-        let has = |attribute: &str| above.iter().any(|line| line.trim_start().starts_with(attribute));
-        (has("#[test]") || has("#[tokio::test")) && !has("#[ignore")
-    })
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 #[path = "tidy/contract.rs"]
 mod contract;
+#[path = "tidy/kept_by.rs"]
+mod kept_by;
 #[path = "tidy/source.rs"]
 mod source;
 
@@ -17,6 +19,9 @@ const LONG_FILES: &[(&str, &str)] =
     &[("server/src/workers/wire/generated.rs", "written by the program in server/wire; nobody reads it")];
 /// As `file::function`.
 const LONG_FUNCTIONS: &[(&str, &str)] = &[];
+
+/// The scripted server, which sleeps as its tests say, on their clocks.
+const SLEEP_UNDER_A_CLOCK_PAUSED_ELSEWHERE: &str = "loadtests/tests/scripted/server.rs";
 
 /// Code below `place` never names any of `never`.
 struct Rule {
@@ -297,6 +302,19 @@ fn a_test_that_is_skipped_says_why() {
         }
     }
     assert_none("tests", &breaches);
+}
+
+/// Whoever sleeps is slow where the machine is fast, and wrong where it is slow. Under a paused clock it takes no time.
+#[test]
+fn no_test_sleeps_in_real_time() {
+    let mut breaches = Vec::new();
+    for source in rust_sources(&root()) {
+        let is_paused = source.text.contains("start_paused") || SLEEP_UNDER_A_CLOCK_PAUSED_ELSEWHERE == source.path;
+        let sleeps = |text: &str| text.contains("thread::sleep") || text.contains("sleep(") && !is_paused;
+        let lines = source.code_of_tests().filter(|(_, text)| sleeps(text));
+        breaches.extend(lines.map(|(line, text)| format!("{}:{line}: {}", source.path, text.trim())));
+    }
+    assert_none("tests that sleep: wait for what they wait for, with a bound", &breaches);
 }
 
 #[test]

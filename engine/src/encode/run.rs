@@ -9,7 +9,7 @@ use super::EncodeRequest;
 use super::engine::{EncoderConfig, EncoderStats, SharedStats};
 use crate::clock::Clock;
 use crate::event::RequestError;
-use crate::fault::{Fault, FaultCounts};
+use crate::fault::FaultCounts;
 use crate::lane::{BatchBudget, Inbox, Job};
 use crate::stats::{StepObserver, StepReport};
 use crate::survival::survive;
@@ -123,17 +123,13 @@ impl EncodeLoop {
         self.stats.running = 0;
         self.stats.failures_total += failures.total();
         self.stats.distrusted_until = self.trust.note_failures(self.parts.clock.now(), failures.total());
-        let outcome = self.trust.note_step(num_texts, failures.total() as usize);
-        // A device whose context is lost fails everything from then on.
-        let is_suspicious = outcome == Outcome::Fruitless && failures.get(Fault::Device) > 0;
-        match outcome {
+        match self.trust.note_step((num_texts, failures.total() as usize), &failures) {
             Outcome::Fruitful => self.stats.steps_total += 1,
-            Outcome::Fruitless if !is_suspicious => {}
-            Outcome::Fruitless | Outcome::Hopeless if self.model_still_runs() => {}
-            Outcome::Fruitless | Outcome::Hopeless => {
+            Outcome::Doubtful if !self.model_still_runs() => {
                 tracing::error!("every text failed, and so does one of the encoder's own; the encoder gives up");
                 self.parts.inbox.give_up();
             }
+            Outcome::Fruitless | Outcome::Doubtful => {}
         }
     }
 

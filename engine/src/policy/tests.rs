@@ -197,6 +197,37 @@ fn the_patience_of_a_class_begins_when_it_begins_to_wait() {
 }
 
 #[test]
+fn the_patience_of_a_class_ends_when_its_only_request_leaves_from_where_it_was_set_aside() {
+    let batch = Share { class: Class::Batch, ..A };
+    let mut bench = Bench::new(&[(batch, 0), (B, 1)]);
+    assert_eq!(bench.next(), Some(1));
+    bench.queue.peek(bench.now, |_| 0);
+    assert!(bench.queue.set_aside().is_some());
+    bench.queue.forget_aside(batch);
+    bench.queue.leave(batch);
+    bench.now += PATIENCE;
+    bench.arrive(batch, 2);
+    bench.arrive(B, 3);
+    assert_eq!(bench.next(), Some(3));
+}
+
+#[test]
+fn a_class_whose_only_request_is_set_aside_keeps_its_patience_when_others_leave() {
+    let batch = Share { class: Class::Batch, ..A };
+    let mut bench = Bench::new(&[(batch, 0), (B, 1)]);
+    assert_eq!(bench.next(), Some(1));
+    bench.queue.peek(bench.now, |_| 0);
+    let aside = bench.queue.set_aside().unwrap();
+    bench.arrive(B, 2);
+    assert_eq!(bench.queue.extract(|&item| item == 2), [2]);
+    bench.queue.leave(B);
+    bench.queue.put_back(batch, aside);
+    bench.now += PATIENCE;
+    bench.arrive(B, 3);
+    assert_eq!(bench.next(), Some(0));
+}
+
+#[test]
 fn turns_that_are_further_apart_than_patience_do_not_turn_the_classes_round() {
     let batch = Share { class: Class::Batch, key: ShareKey(1) };
     let mut bench = Bench::new(&[(batch, 0), (batch, 1), (batch, 2), (B, 3), (B, 4), (B, 5)]);

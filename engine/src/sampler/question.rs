@@ -162,6 +162,7 @@ mod tests {
             };
             settled += 1;
             assert_eq!(got.token, want.token, "{params:?}");
+            assert_eq!(got.logprobs.is_some(), want.logprobs.is_some(), "{params:?}");
             let (Some(got), Some(want)) = (got.logprobs, want.logprobs) else { continue };
             assert_eq!((got.rank, got.top.len()), (want.rank, want.top.len()), "{params:?}");
             assert!((got.logprob - want.logprob).abs() < 1e-5 && (got.entropy - want.entropy).abs() < 1e-5);

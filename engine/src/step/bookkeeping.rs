@@ -6,7 +6,6 @@ use super::StepLoop;
 use crate::admission::Phase;
 use crate::batch::ScheduledBatch;
 use crate::cost::{CostNs, Shares};
-use crate::fault::Fault;
 use crate::stats::{EngineStats, StepReport};
 use crate::trust::Outcome;
 
@@ -22,9 +21,10 @@ impl StepLoop {
     pub(super) fn end(&mut self, batch: &ScheduledBatch, before: &EngineStats) -> StepReport {
         let now = self.clock.now();
         let duration = now.saturating_sub(self.stats.step_started.take().unwrap_or(now));
-        self.note_outcome(now, batch.sequences.len(), self.failures.of_model());
+        self.note_outcome(now, batch.sequences.len());
         self.scheduler.note_duration(batch, duration);
         self.share_out(batch, duration);
+        self.end_choices_of_failed();
         self.stats.last_step_end = Some(now);
         self.stats.preemptions_total += batch.preemptions as u64;
         self.stats.prompt_tokens_total += batch.started_prompt_tokens;
@@ -42,23 +42,19 @@ impl StepLoop {
     }
 
     /// Counts the step unless it failed every sequence.
-    fn note_outcome(&mut self, now: Duration, num_sequences: usize, failed_requests: u64) {
+    fn note_outcome(&mut self, now: Duration, num_sequences: usize) {
         let faulted_sequences = std::mem::take(&mut self.faulted_sequences);
-        self.stats.distrusted_until = self.trust.note_failures(now, failed_requests);
+        self.stats.distrusted_until = self.trust.note_failures(now, self.failures.of_model());
         if num_sequences == 0 {
             return;
         }
-        let outcome = self.trust.note_step(num_sequences, faulted_sequences);
-        // A device whose context is lost fails everything from then on.
-        let is_suspicious = outcome == Outcome::Fruitless && self.failures.get(Fault::Device) > 0;
-        match outcome {
+        match self.trust.note_step((num_sequences, faulted_sequences), &self.failures) {
             Outcome::Fruitful => self.stats.steps_total += 1,
-            Outcome::Fruitless if !is_suspicious => {}
-            Outcome::Fruitless | Outcome::Hopeless if self.model_still_runs() => {}
-            Outcome::Fruitless | Outcome::Hopeless => {
+            Outcome::Doubtful if !self.model_still_runs() => {
                 tracing::error!("every sequence failed, and so does a token of the engine's own; the engine gives up");
                 self.shared.admission.advance(Phase::Dead);
             }
+            Outcome::Fruitless | Outcome::Doubtful => {}
         }
     }
 
@@ -80,6 +76,7 @@ impl StepLoop {
         let prefix = cache.prefix_totals();
         self.stats.running = self.scheduler.num_running();
         self.stats.preempted = self.scheduler.num_preempted();
+        self.stats.resuming = self.scheduler.num_resuming();
         self.stats.parked = self.scheduler.num_parked();
         self.stats.waiting = occupancy.waiting_requests;
         self.stats.waiting_tokens = occupancy.waiting_tokens;
@@ -104,7 +101,7 @@ impl StepLoop {
             preemptions: batch.preemptions,
             failures,
             running: after.running,
-            waiting: after.waiting,
+            waiting: after.waiting + after.preempted + after.resuming,
             fair_share_gap: after.fair_share_gap,
             fair_share_bound: after.fair_share_bound,
             free_blocks: after.free_blocks,

@@ -1,5 +1,5 @@
-//! How sequences end. Whoever sees a request end finds statistics that include its end, so a request's last event and its
-//! ticket wait until they are published.
+//! How sequences end. Whoever sees a request end finds statistics that include its end, and room for what it asks next: a
+//! request's ticket waits until they are published, and its last event until the ticket was given back.
 
 use std::time::Duration;
 
@@ -42,12 +42,25 @@ impl StepLoop {
         self.ended.push((sequence, ending));
     }
 
+    /// A request fails as a whole: its other choices leave with the one that failed, wherever they are. One that is parked would
+    /// be looked at again only when somebody rings. Only after the step's time was shared out, of which they have their part.
+    pub(super) fn end_choices_of_failed(&mut self) {
+        if !self.ended.iter().any(|(_, ending)| matches!(ending, Ending::Failed(_))) {
+            return;
+        }
+        for sequence in self.scheduler.extract(|sequence| sequence.events.has_failed()) {
+            self.conclude(sequence, Ending::Finished(FinishReason::Aborted));
+        }
+    }
+
     /// The last events. Only after [`StepLoop::publish`].
     pub(super) fn release_ended(&mut self) {
-        for (sequence, ending) in self.ended.drain(..) {
+        // What is left of the sequences, their places among it, is given back here.
+        let last_words: Vec<_> = self.ended.drain(..).map(|(sequence, ending)| (sequence.events, ending)).collect();
+        for (events, ending) in last_words {
             match ending {
-                Ending::Finished(reason) => sequence.events.finish(reason),
-                Ending::Failed(error) => sequence.events.fail(error),
+                Ending::Finished(reason) => events.finish(reason),
+                Ending::Failed(error) => events.fail(error),
             }
         }
     }

@@ -1,4 +1,6 @@
+use std::pin::pin;
 use std::sync::Mutex;
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use super::*;
@@ -90,6 +92,38 @@ fn whoever_sees_a_request_end_finds_statistics_that_include_it() {
     let (_, mut stream) = peek.seen.lock().unwrap().take().unwrap();
     assert!(matches!(stream.try_next(), Some(Event::Finished { .. })));
     assert!(handle.is_idle());
+}
+
+/// Asks once more in the moment that it hears something, as a client does that waits for an answer.
+struct AsksAgain {
+    handle: EngineHandle,
+    is_taken: Mutex<Vec<bool>>,
+}
+
+impl Wake for AsksAgain {
+    fn wake(self: Arc<Self>) {
+        let is_taken = self.handle.submit(request(9, &[1])).is_ok();
+        self.is_taken.lock().unwrap().push(is_taken);
+    }
+}
+
+#[test]
+fn whoever_hears_the_end_of_a_request_finds_its_place_given_back() {
+    let parts = parts(Arc::new(NullObserver));
+    let config = EngineConfig { max_waiting_requests: 1, max_num_seqs: 1, ..parts.config };
+    let (mut step_loop, handle) = StepLoop::new(EngineParts { config, ..parts }).unwrap();
+    // Two may be inside, of which one waits for its reader.
+    let _parked = handle.submit(Request { granted_tokens: Some(0), ..request(0, &[1]) }).unwrap();
+    step_loop.step();
+    let mut prompt_alone = request(1, &[1, 2]);
+    prompt_alone.sampling.max_tokens = 0;
+    let mut ends = handle.submit(prompt_alone).unwrap();
+    let asks = Arc::new(AsksAgain { handle, is_taken: Mutex::default() });
+    let waker = Waker::from(Arc::clone(&asks));
+    let mut next = pin!(ends.next());
+    assert!(next.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    step_loop.step();
+    assert_eq!(*asks.is_taken.lock().unwrap(), [true]);
 }
 
 /// Keeps the last report's running sequences and used blocks.
@@ -305,6 +339,38 @@ fn grammars_that_cannot_be_followed_are_counted_and_never_put_an_engine_out_of_s
     let stats = handle.stats();
     assert!(handle.is_accepting());
     assert_eq!((stats.distrusted_until, stats.failures_total), (None, 2 * MAX_FRUITLESS_STEPS as u64));
+}
+
+/// Only those of the further choices are lost.
+#[derive(Debug)]
+struct LostInOthers;
+
+impl Constraint for LostInOthers {
+    fn allowed(&self) -> Allowed<'_> {
+        Allowed { tokens: &[u32::MAX], end: AnswerEnd::NotHere }
+    }
+
+    fn accept(&mut self, _: u32) -> Result<(), ConstraintError> {
+        Ok(())
+    }
+
+    fn fork(&self) -> Box<dyn Constraint> {
+        Box::new(Lost)
+    }
+}
+
+#[test]
+fn a_request_that_fails_leaves_in_that_step_with_all_of_its_choices() {
+    let (mut step_loop, handle) = StepLoop::new(parts(Arc::new(NullObserver))).unwrap();
+    let constraint: Option<Box<dyn Constraint>> = Some(Box::new(LostInOthers));
+    let asked = Request { constraint, num_choices: 2.try_into().unwrap(), ..request(0, &[1, 2]) };
+    let mut stream = handle.submit(asked).unwrap();
+    let report = step_loop.step();
+    step_loop.check_integrity();
+    assert_eq!((report.running, report.free_blocks, report.failures.total()), (0, 64, 1));
+    assert!(step_loop.is_idle() && handle.is_idle());
+    let heard = std::iter::from_fn(|| stream.try_next()).last();
+    assert!(matches!(heard, Some(Event::Failed { .. })), "{heard:?}");
 }
 
 /// Only its prompt may bring the poison.

@@ -101,9 +101,13 @@ fn what_work_costs_is_measured_with_the_real_model_before_the_first_request() {
     let parts = EngineParts { clock: Arc::new(SystemClock::new()), ..parts(decoder("plain"), config) };
     let (mut step_loop, handle) = StepLoop::new(parts).expect("the model runs");
     step_loop.step();
-    // The bound on what accounts may differ by follows from the prices: between a microsecond and an hour.
+    // The bound on what accounts may differ by follows from the prices: between a microsecond and an hour, and not that of
+    // simulations.
     let bound = handle.stats().fair_share_bound;
     assert!(bound > Duration::from_micros(1) && bound < Duration::from_secs(3600), "{bound:?}");
+    let (mut of_simulations, simulated) = engine(64, decoder("plain"));
+    of_simulations.step();
+    assert_ne!(bound, simulated.stats().fair_share_bound);
 }
 
 fn run(crowd: &mut Crowd, chance: &mut Chance, (step_loop, handle): (&mut StepLoop, &EngineHandle)) {

@@ -55,6 +55,22 @@ fn parked_requests_take_neither_places_nor_blocks() {
 }
 
 #[test]
+fn a_request_that_was_granted_more_and_finds_no_place_counts_among_those_that_wait() {
+    let (mut step_loop, handle) = step_loop(model(), EngineConfig { max_num_seqs: 1, ..config() });
+    let stream = handle.submit(granted(1, request(&[5, 6], greedy(4)))).unwrap();
+    (0..2).for_each(|_| _ = step_loop.step());
+    let _other = handle.submit(request(&[7, 7], greedy(20))).unwrap();
+    step_loop.step();
+    stream.grant(3);
+    let report = step_loop.step();
+    let stats = handle.stats();
+    let apart = [stats.running, stats.parked, stats.waiting, stats.preempted, stats.resuming];
+    assert_eq!((apart, report.waiting), ([1, 0, 0, 0, 1], 1));
+    run_to_end(&mut step_loop);
+    assert_eq!(handle.stats().resuming, 0);
+}
+
+#[test]
 fn a_parked_request_that_is_aborted_is_gone_at_the_next_step() {
     let (mut step_loop, handle) = step_loop(model(), config());
     let stream = handle.submit(granted(1, request(&[5, 6], greedy(9)))).unwrap();

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio::task::{JoinError, JoinSet};
@@ -15,7 +16,7 @@ use tokio::time::sleep;
 use super::errors::{ApiError, ErrorKind};
 use super::generate::RequestContext;
 use super::ids::random_id;
-use super::routes::answers::{Door, answer_body};
+use super::routes::answers::{AnswerRoute, answer_body};
 use super::routes::counted_model;
 use super::routes::encoders::embed;
 use super::routes::kept::on_disk;
@@ -34,7 +35,8 @@ const MAX_RUNNING_BATCHES: usize = 4;
 /// Until a batch without room on the disk tries again, if nothing changes before.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// Runs what there is, then waits for more. Ends only with the runtime; what is cut off goes on at the next start.
+/// Runs what there is, then waits for more. Once the server drains, nothing begins, and this ends with the requests that run;
+/// what is left goes on at the next start.
 pub async fn run_batches(state: AppState) {
     let Ok(store) = state.batches().cloned() else { return };
     let mut changes = state.watch_batches();
@@ -42,7 +44,12 @@ pub async fn run_batches(state: AppState) {
     let mut taken: Vec<BatchId> = Vec::new();
     let mut ids = HashMap::new();
     loop {
-        while running.len() < MAX_RUNNING_BATCHES
+        let is_draining = state.readiness().is_draining();
+        if is_draining && running.is_empty() {
+            return;
+        }
+        while !is_draining
+            && running.len() < MAX_RUNNING_BATCHES
             && let Some(batch) = store.next_open(&taken)
         {
             taken.push(batch.id.clone());
@@ -56,12 +63,16 @@ pub async fn run_batches(state: AppState) {
                 let Some(id) = ids.remove(&task) else { continue };
                 match ended {
                     Ok((_, Ok(()))) => taken.retain(|taken| *taken != id),
+                    Ok((_, Err(error))) if state.readiness().is_draining() => {
+                        tracing::warn!(batch = %id, error = error.label(), "a batch goes on at the next start");
+                    }
                     // It stays taken: what a broken disk refuses now it would refuse again at once. The next start tries again.
                     Ok((_, Err(error))) => tracing::error!(batch = %id, error = error.label(), "a batch cannot go on"),
                     Err(_) => tracing::error!(batch = %id, "a batch panicked"),
                 }
             }
             changed = changes.changed() => if changed.is_err() { return },
+            () = state.readiness().drains(), if !is_draining => {}
         }
     }
 }
@@ -142,8 +153,10 @@ impl Run {
         if self.batch.status == BatchStatus::Validating {
             self.reach(BatchStatus::InProgress, counts).await?;
         }
-        let end = self.run_lines(lines, &journal).await?;
-        self.finish(journal, end).await
+        match self.run_lines(lines, &journal).await? {
+            Some(end) => self.finish(journal, end).await,
+            None => Ok(()),
+        }
     }
 
     /// Whether its input was read before, and found good.
@@ -151,11 +164,21 @@ impl Run {
         self.batch.reached_at.contains_key(&BatchStatus::InProgress)
     }
 
-    /// What the disk has no room for is tried again until it has, and nothing that was answered is lost meanwhile.
+    /// What the disk has no room for is tried again until it has, or the server drains.
     async fn on_disk<T: Send + 'static>(
         &self,
         work: impl Fn() -> Result<T, BatchError> + Clone + Send + 'static,
     ) -> Result<T, ApiError> {
+        self.on_disk_unless(self.state.readiness().drains(), work).await
+    }
+
+    /// The same, until there is room or it is `given_up`.
+    async fn on_disk_unless<T: Send + 'static>(
+        &self,
+        given_up: impl Future<Output = ()>,
+        work: impl Fn() -> Result<T, BatchError> + Clone + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let mut given_up = std::pin::pin!(given_up);
         let mut changes = self.state.watch_batches();
         loop {
             match on_disk(&self.state, work.clone()).await {
@@ -165,6 +188,7 @@ impl Run {
                         // A file may have been deleted.
                         _ = changes.changed() => {}
                         () = sleep(LOOK_AGAIN) => {}
+                        () = &mut given_up => return Err(error),
                     }
                 }
                 done => return done,
@@ -188,52 +212,59 @@ impl Run {
         self.on_disk(read).await
     }
 
-    async fn run_lines(&self, lines: Vec<BatchLine>, journal: &SharedJournal) -> Result<End, ApiError> {
+    /// `None`: the server ends before the batch does.
+    async fn run_lines(&self, lines: Vec<BatchLine>, journal: &SharedJournal) -> Result<Option<End>, ApiError> {
         let ids: Vec<String> = lines.iter().map(|line| line.custom_id.clone()).collect();
         let end = self.run_until_an_end(lines, journal).await?;
-        if let Some(why) = end.of_those_that_never_ran() {
+        if let Some(why) = end.and_then(End::of_those_that_never_ran) {
             self.note_unrun(journal, ids, why).await?;
         }
         Ok(end)
     }
 
-    async fn run_until_an_end(&self, lines: Vec<BatchLine>, journal: &SharedJournal) -> Result<End, ApiError> {
-        let mut changes = self.state.watch_batches();
+    async fn run_until_an_end(&self, lines: Vec<BatchLine>, journal: &SharedJournal) -> Result<Option<End>, ApiError> {
+        let (mut changes, readiness) = (self.state.watch_batches(), self.state.readiness());
         let now = self.state.clock().wall().as_secs();
         if now >= self.batch.expires_at {
-            return Ok(End::Expired);
+            return Ok(Some(End::Expired));
         }
         let mut expiry = std::pin::pin!(sleep(Duration::from_secs(self.batch.expires_at.saturating_sub(now))));
         let is_left = |line: &BatchLine| !held(journal).is_done(&line.custom_id);
         let left: Vec<BatchLine> = lines.into_iter().filter(is_left).collect();
-        let mut left = left.into_iter();
+        let (mut left, mut num_put_off) = (left.into_iter(), 0);
         let mut running = JoinSet::new();
         let asker = Arc::new(Asker::of(&self.batch));
         loop {
             if self.store.is_cancelling(&self.batch.id) {
-                return Ok(End::Cancelled);
+                return Ok(Some(End::Cancelled));
             }
-            while running.len() < self.store.bounds().max_running_requests
+            let is_draining = readiness.is_draining();
+            while !is_draining
+                && running.len() < self.store.bounds().max_running_requests
                 && let Some(line) = left.next()
             {
                 running.spawn(run_line(self.state.clone(), Arc::clone(&asker), line));
             }
             tokio::select! {
                 ended = running.join_next() => match ended {
-                    None => return Ok(End::Done),
-                    Some(Ok(answer)) => self.note(journal, answer).await?,
+                    None => return Ok((left.len() + num_put_off == 0).then_some(End::Done)),
+                    Some(Ok(Some(answer))) => self.note(journal, answer).await?,
+                    Some(Ok(None)) => num_put_off += 1,
                     Some(Err(_)) => return Err(ApiError::new(ErrorKind::Internal, "A request of a batch panicked.")),
                 },
                 // Whatever it was, the loop looks again whether the batch is to end.
                 _ = changes.changed() => {}
-                () = &mut expiry => return Ok(End::Expired),
+                () = readiness.drains(), if !is_draining => {}
+                () = &mut expiry => return Ok(Some(End::Expired)),
             }
         }
     }
 
     async fn note(&self, journal: &SharedJournal, answer: LineAnswer) -> Result<(), ApiError> {
         let (shared, answer) = (Arc::clone(journal), Arc::new(answer));
-        self.on_disk(move || Ok(held(&shared).append(&answer.custom_id, answer.outcome, &answer.line)?)).await?;
+        let write = move || Ok(held(&shared).append(&answer.custom_id, answer.outcome, &answer.line)?);
+        // It is paid for: who drains waits as long as for requests.
+        self.on_disk_unless(std::future::pending(), write).await?;
         self.store.count(&self.batch.id, counts(journal));
         Ok(())
     }
@@ -325,24 +356,32 @@ impl Asker {
 }
 
 /// Asks until there is an answer that trying again would not change. A batch runs for long: whose it is, with which limits, and
-/// whether its key is still accepted, is looked at each time.
-async fn run_line(state: AppState, asker: Arc<Asker>, line: BatchLine) -> LineAnswer {
+/// whether its key is still accepted, is looked at each time. `None`: the server ends first, and another start asks again.
+async fn run_line(state: AppState, asker: Arc<Asker>, line: BatchLine) -> Option<LineAnswer> {
     let mut waits = Waits::default();
-    loop {
+    while !state.readiness().is_draining() {
         let today = state.caller(&asker.owner, &asker.via);
         let answered = match &today {
             Some(caller) => ask(&state, caller, asker.endpoint, &line).await,
             None => Err(ApiError::new(ErrorKind::InvalidApiKey, KEY_IS_GONE)),
         };
         let answer = answered.unwrap_or_else(IntoResponse::into_response);
-        match answer.status().as_u16() {
-            429 | 503 => sleep(waits.before_next(&answer)).await,
+        match answer.status() {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                tokio::select! {
+                    () = sleep(waits.before_next(&answer)) => {}
+                    () = state.readiness().drains() => {}
+                }
+            }
+            // What fails while the server drains may fail because of that.
+            status if status.is_server_error() && state.readiness().is_draining() => {}
             _ => {
                 count(&state, asker.endpoint, &answer);
-                return write_line(line.custom_id, answer).await;
+                return Some(write_line(line.custom_id, answer).await);
             }
         }
     }
+    None
 }
 
 /// As a request that came by itself is counted.
@@ -364,13 +403,13 @@ async fn ask(
     }
     let (caller, place, arrived) = (Arc::clone(caller), state.take_place()?, state.clock().now());
     let context = RequestContext { caller, place, arrived, scope: Scope::Batch, origin: None, shadow: None };
-    let door = match endpoint {
-        Endpoint::Chat => Door::Chat,
-        Endpoint::Completions => Door::Completions,
-        Endpoint::Responses => Door::Responses,
+    let route = match endpoint {
+        Endpoint::Chat => AnswerRoute::Chat,
+        Endpoint::Completions => AnswerRoute::Completions,
+        Endpoint::Responses => AnswerRoute::Responses,
         Endpoint::Embeddings => return embed(state, &context, body).await,
     };
-    answer_body(state, context, body, door).await
+    answer_body(state, context, body, route).await
 }
 
 async fn write_line(custom_id: String, answer: Response) -> LineAnswer {

@@ -15,7 +15,7 @@ use crate::gateway::ledger::{LedgerClosed, Retry, Unpriced};
 use crate::gateway::router::RouteError;
 use crate::gateway::shelf::{HandError, HeldUp, NotTogether};
 use crate::gateway::{
-    AuthError, DataError, DirectoryError, Failure, Objection, RateLimitState, Refusal, SubmitError, WindowState,
+    AuthError, DataError, DirectoryError, Failure, Objection, RateLimitState, Refusal, ReplicaRefusal, WindowState,
 };
 use crate::text::{GrammarError, TextError};
 
@@ -120,18 +120,18 @@ impl From<RouteError> for ApiError {
     }
 }
 
-impl From<SubmitError> for ApiError {
-    fn from(error: SubmitError) -> Self {
+impl From<ReplicaRefusal> for ApiError {
+    fn from(error: ReplicaRefusal) -> Self {
         match error {
-            SubmitError::QueueFull => Self::new(ErrorKind::QueueFull, "The queue is full; try again shortly."),
-            SubmitError::Closed => Self::new(ErrorKind::Draining, "The server is shutting down."),
-            SubmitError::Dead | SubmitError::Away => {
+            ReplicaRefusal::QueueFull => Self::new(ErrorKind::QueueFull, "The queue is full; try again shortly."),
+            ReplicaRefusal::Closed => Self::new(ErrorKind::Draining, "The server is shutting down."),
+            ReplicaRefusal::Dead | ReplicaRefusal::Away => {
                 Self::new(ErrorKind::NoReplica, "No replica of this model is ready.")
             }
-            SubmitError::ExceedsContext(why) => {
+            ReplicaRefusal::ExceedsContext(why) => {
                 Self::new(ErrorKind::ContextLengthExceeded, format!("{}.", capitalised(&why)))
             }
-            SubmitError::Refused { parameter, why } => {
+            ReplicaRefusal::Refused { parameter, why } => {
                 let refused = Self::new(ErrorKind::InvalidValue, format!("{}.", capitalised(&why)));
                 match parameter {
                     Some(parameter) => refused.param(parameter),
@@ -415,11 +415,13 @@ mod tests {
 
     #[test]
     fn what_an_engine_refuses_names_its_parameter() {
-        let long = ApiError::from(SubmitError::ExceedsContext("9 tokens".to_owned()));
+        let long = ApiError::from(ReplicaRefusal::ExceedsContext("9 tokens".to_owned()));
         assert_eq!(long.kind(), ErrorKind::ContextLengthExceeded);
         assert!(long.body()["error"]["param"].is_null(), "whoever asked knows what the field is called");
-        let odd =
-            ApiError::from(SubmitError::Refused { parameter: Some("min_p"), why: "min_p is out of range".to_owned() });
+        let odd = ApiError::from(ReplicaRefusal::Refused {
+            parameter: Some("min_p"),
+            why: "min_p is out of range".to_owned(),
+        });
         assert_eq!((odd.kind(), &odd.body()["error"]["param"]), (ErrorKind::InvalidValue, &"min_p".into()));
     }
 

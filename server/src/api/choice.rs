@@ -1,5 +1,7 @@
 //! One choice of an answer: an engine's token events made into text, reasoning, tool calls and log-probabilities.
 
+use std::sync::Arc;
+
 use passerelle_engine::{TokenEvent, TokenLogprobs};
 use passerelle_models::TokenId;
 
@@ -22,14 +24,15 @@ pub(crate) struct ChoiceSpec {
     pub(crate) min_tokens: u32,
     /// Tokens that end the answer and are no part of its text.
     pub(crate) stop_token_ids: Vec<TokenId>,
-    pub(crate) kind: AnswerKind,
-    pub(crate) prompt: EncodedPrompt,
+    pub(crate) kind: ChoiceContent,
+    /// Of all choices.
+    pub(crate) prompt: Arc<EncodedPrompt>,
     pub(crate) start: AnswerStart,
 }
 
 /// What the answer's text may hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum AnswerKind {
+pub(crate) enum ChoiceContent {
     PlainText,
     /// Reasoning, and calls of the tools with these names.
     Chat {
@@ -95,6 +98,19 @@ impl Writer {
     }
 
     pub(crate) fn prompt_part(&mut self, entries: &[Option<TokenLogprobs>]) -> Delta {
+        let EncodedPrompt { tokens: ids, written, .. } = &*self.spec.prompt;
+        let echoes = self.spec.output.echo;
+        // A long prompt takes long to spell, and those who ask for its tokens alone see nothing of that.
+        let is_spelt = !entries.is_empty() || (echoes && written.is_none());
+        let (text, tokens) = if is_spelt { self.spelt_prompt(entries) } else { Default::default() };
+        let echoed = echoes.then(|| written.clone().unwrap_or(text));
+        let token_ids = ids.clone();
+        self.offset = echoed.as_deref().map_or(0, |text| text.chars().count());
+        Delta::Prompt(PromptPart { token_ids, text: echoed, tokens })
+    }
+
+    /// Its text, and an entry for each token that there is one for.
+    fn spelt_prompt(&self, entries: &[Option<TokenLogprobs>]) -> (String, Vec<PromptToken>) {
         let tokenizer = &self.spec.model.text.tokenizer;
         let ids = &self.spec.prompt.tokens;
         let mut detokenizer = Detokenizer::new(tokenizer, skip_of(&self.spec.output));
@@ -112,9 +128,7 @@ impl Writer {
             text.push_str(&piece);
         }
         text.push_str(&detokenizer.finish());
-        let echoed = self.spec.output.echo.then(|| self.spec.prompt.written.clone().unwrap_or(text));
-        self.offset = echoed.as_deref().map_or(0, |text| text.chars().count());
-        Delta::Prompt(PromptPart { token_ids: ids.clone(), text: echoed, tokens })
+        (text, tokens)
     }
 
     pub(crate) fn token(&mut self, event: &TokenEvent) -> Vec<Delta> {
@@ -217,7 +231,7 @@ fn skip_of(output: &Output) -> SkipSpecialTokens {
 }
 
 fn parser(spec: &ChoiceSpec) -> AnswerParser {
-    let AnswerKind::Chat { offered, begun } = &spec.kind else { return AnswerParser::new() };
+    let ChoiceContent::Chat { offered, begun } = &spec.kind else { return AnswerParser::new() };
     let text = &spec.model.text;
     let mut parser = AnswerParser::new();
     if !offered.is_empty() {

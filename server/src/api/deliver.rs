@@ -17,7 +17,7 @@ use super::generate::Admitted;
 use super::launch::LivePrompt;
 use super::sse::{ReaderGone, SseWriter, sse_response};
 use super::state::AppState;
-use super::wire::answer::{AnswerForm, Part};
+use super::wire::answer::{AnswerWriter, Part};
 use super::wire::usage::sum_usage;
 use crate::silence::Silence;
 
@@ -26,7 +26,7 @@ use crate::silence::Silence;
 pub(crate) struct Delivery {
     state: AppState,
     admitted: Admitted,
-    answer: Box<dyn AnswerForm>,
+    answer: Box<dyn AnswerWriter>,
     /// Whom to ask first for the next piece, so that no prompt waits for another.
     next_turn: usize,
 }
@@ -35,7 +35,7 @@ pub(crate) struct Delivery {
 pub(crate) struct NotAdmitted {
     pub(crate) error: ApiError,
     /// Makes the answer that says so, where a stream has begun; most refusals come before and need none.
-    pub(crate) answer: Box<dyn FnOnce() -> Box<dyn AnswerForm> + Send>,
+    pub(crate) answer: Box<dyn FnOnce() -> Box<dyn AnswerWriter> + Send>,
 }
 
 /// A stream that begins before its request is admitted, so that nobody on its way takes it for dead.
@@ -66,7 +66,7 @@ impl NotAdmitted {
 }
 
 impl Delivery {
-    pub(crate) fn new(state: AppState, admitted: Admitted, answer: Box<dyn AnswerForm>) -> Self {
+    pub(crate) fn new(state: AppState, admitted: Admitted, answer: Box<dyn AnswerWriter>) -> Self {
         Self { state, admitted, answer, next_turn: 0 }
     }
 

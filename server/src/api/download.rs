@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::task::Poll;
 
 use axum::body::{Body, Bytes};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
@@ -17,29 +18,64 @@ const PENDING_CHUNKS: usize = 4;
 /// Hands on what is written to it in chunks, and waits while nobody reads.
 #[derive(Debug)]
 pub(crate) struct Chunks {
-    sender: mpsc::Sender<io::Result<Bytes>>,
+    sender: mpsc::Sender<Piece>,
     buffer: Vec<u8>,
 }
 
-/// `write` runs on a thread that may wait. An error in it breaks the answer off, so that nobody takes it for a whole one.
+#[derive(Debug)]
+enum Piece {
+    Chunk(Bytes),
+    /// The answer is whole.
+    End,
+    /// It cannot go on.
+    Broken(io::Error),
+}
+
+/// `write` runs on a thread that may wait. An error or a panic in it breaks the answer off, so that nobody takes it for a
+/// whole one.
 pub(crate) fn download<E: Error>(
     content_type: &'static str,
     write: impl FnOnce(&mut Chunks) -> Result<(), E> + Send + 'static,
 ) -> Response {
-    let (sender, receiver) = mpsc::channel(PENDING_CHUNKS);
+    let (sender, mut receiver) = mpsc::channel(PENDING_CHUNKS);
     tokio::task::spawn_blocking(move || {
         let mut chunks = Chunks { sender, buffer: Vec::with_capacity(CHUNK_BYTES) };
         let written = write(&mut chunks).map_err(|error| io::Error::other(error.to_string()));
-        if let Err(error) = written.and_then(|()| chunks.flush()) {
+        if let Err(error) = written.and_then(|()| chunks.end()) {
             tracing::warn!(%error, "an answer broke off");
             // Whoever reads may have left.
-            let _ = chunks.sender.blocking_send(Err(error));
+            let _ = chunks.send(Piece::Broken(error));
         }
     });
-    let body = stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|chunk| (chunk, receiver)) });
+    let mut is_over = false;
+    let body = stream::poll_fn(move |context| {
+        if is_over {
+            return Poll::Ready(None);
+        }
+        receiver.poll_recv(context).map(|piece| {
+            is_over = !matches!(piece, Some(Piece::Chunk(_)));
+            match piece {
+                Some(Piece::Chunk(chunk)) => Some(Ok(chunk)),
+                Some(Piece::End) => None,
+                Some(Piece::Broken(error)) => Some(Err(error)),
+                None => Some(Err(io::Error::other("the answer broke off"))),
+            }
+        })
+    });
     let mut response = Response::new(Body::from_stream(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+impl Chunks {
+    fn end(&mut self) -> io::Result<()> {
+        self.flush()?;
+        self.send(Piece::End)
+    }
+
+    fn send(&self, piece: Piece) -> io::Result<()> {
+        self.sender.blocking_send(piece).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
 }
 
 impl Write for Chunks {
@@ -56,7 +92,7 @@ impl Write for Chunks {
             return Ok(());
         }
         let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK_BYTES));
-        self.sender.blocking_send(Ok(chunk.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.send(Piece::Chunk(chunk.into()))
     }
 }
 
@@ -96,6 +132,15 @@ mod tests {
         let response = download("text/csv", |out| {
             out.write_all(b"a line")?;
             Err::<(), _>(io::Error::other("the disk"))
+        });
+        assert!(axum::body::to_bytes(response.into_body(), 1 << 20).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_answer_whose_writer_panics_does_not_look_complete() {
+        let response = download::<io::Error>("text/csv", |out| {
+            (0..CHUNK_BYTES).try_for_each(|_| out.write_all(b"xy"))?;
+            panic!("for the test")
         });
         assert!(axum::body::to_bytes(response.into_body(), 1 << 20).await.is_err());
     }

@@ -24,11 +24,12 @@ use super::routes::require;
 use super::state::{AppState, ServedModel};
 use super::wire::texts::{TextItem, Texts, Truncate};
 use crate::gateway::account::ServiceClass;
-use crate::gateway::{Account, Ask, Caller, Encoding, PrefixHint, Reservation, Scope, SubmitError};
+use crate::gateway::{Account, Ask, Caller, Encoding, PrefixHint, ReplicaRefusal, Reservation, Scope};
 use crate::text::{AddSpecialTokens, FramedText, SpecialTokens, TextFrame, TextModel};
 
 /// Texts of one request that are in the lane at the same time.
 const MAX_TEXTS_IN_FLIGHT: usize = 64;
+const CUT_IT: &str = "Shorten it, or let its end be cut off with `truncate_prompt_tokens`.";
 
 /// How an encoder is served.
 #[derive(Debug)]
@@ -66,7 +67,7 @@ pub(crate) async fn encode(
     let mut attribution = texts.attribution.clone();
     context.sign(&mut attribution);
     let framed = frame(state, model, texts).await?;
-    let tokens = framed.iter().map(|text| text.tokens.len()).sum::<usize>();
+    let tokens = framed.iter().map(|(_, text)| text.tokens.len()).sum::<usize>();
     let class = if context.scope == Scope::Batch { ServiceClass::Batch } else { context.caller.classes.grant(None) };
     let ask = Ask { class, attribution, ..Ask::new(&model.name, u32::try_from(tokens).unwrap_or(u32::MAX), 0) };
     let mut reservation = reserve_with(Patience::of(1, context.scope), state, &context.caller, &ask).await?;
@@ -83,24 +84,25 @@ pub(crate) async fn encode(
 }
 
 /// A request whose texts are being read. Dropping it cancels those that wait, settles and measures.
-struct Running<'a> {
+struct Running {
     encoding: Encoding,
-    left: std::vec::IntoIter<EncodeRequest>,
+    /// With what their caller calls them.
+    left: std::vec::IntoIter<(String, EncodeRequest)>,
     meter: PromptMeter,
-    state: &'a AppState,
 }
 
-impl<'a> Running<'a> {
+impl Running {
     fn start(
-        state: &'a AppState,
+        state: &AppState,
         context: &RequestContext,
         model: &ServedModel,
-        texts: Vec<FramedText>,
+        texts: Vec<(String, FramedText)>,
         reservation: Reservation,
     ) -> Result<Self, ApiError> {
-        let requests = texts.into_iter().map(|text| engine_request(state, &context.caller.account, text));
+        let account = &context.caller.account;
+        let requests = texts.into_iter().map(|(name, text)| (name, engine_request(state, account, text)));
         let mut left = requests.collect::<Vec<_>>().into_iter();
-        let Some(first) = left.next() else {
+        let Some((name, first)) = left.next() else {
             reservation.withdraw();
             return Err(invalid("input", "must not be empty"));
         };
@@ -111,12 +113,12 @@ impl<'a> Running<'a> {
                 return Err(error.into());
             }
         };
-        let encoding = Encoding::start(&replica, first, reservation).map_err(|refused| {
-            refused.reservation.withdraw();
-            ApiError::from(refused.error)
+        let encoding = Encoding::start(&replica, first, reservation).map_err(|not_started| {
+            not_started.reservation.withdraw();
+            refused(not_started.error, &name)
         })?;
         let meter = PromptMeter::new(state.clone(), &model.name, context.arrived);
-        Ok(Self { encoding, left, meter, state })
+        Ok(Self { encoding, left, meter })
     }
 
     /// Every vector, or the first error, which ends them all.
@@ -138,22 +140,29 @@ impl<'a> Running<'a> {
     /// A full queue is waited for as long as a text of this request is in it.
     fn fill(&mut self) -> Result<(), ApiError> {
         while self.encoding.num_in_flight() < MAX_TEXTS_IN_FLIGHT
-            && let Some(next) = self.left.as_slice().first()
+            && let Some((name, next)) = self.left.as_slice().first()
         {
             match self.encoding.push(next.clone()) {
                 Ok(()) => drop(self.left.next()),
-                Err(SubmitError::QueueFull) if self.encoding.num_in_flight() > 0 => return Ok(()),
-                Err(error) => return Err(error.into()),
+                Err(ReplicaRefusal::QueueFull) if self.encoding.num_in_flight() > 0 => return Ok(()),
+                Err(error) => return Err(refused(error, name)),
             }
-            self.state.readiness().admit()?;
         }
         Ok(())
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for Running {
     fn drop(&mut self) {
         self.meter.ended(self.encoding.close());
+    }
+}
+
+/// A lane may read less than the model does.
+fn refused(error: ReplicaRefusal, name: &str) -> ApiError {
+    match error {
+        ReplicaRefusal::ExceedsContext(_) => ApiError::from(error).also(CUT_IT).param(name),
+        error => error.into(),
     }
 }
 
@@ -162,17 +171,19 @@ fn engine_request(state: &AppState, account: &Account, text: FramedText) -> Enco
     EncodeRequest { id: state.next_request_id(), tokens, second_text, share_key: account.share_key }
 }
 
-/// Steps 1 and 2.
-async fn frame(state: &AppState, model: &Lease, texts: Texts) -> Result<Vec<FramedText>, ApiError> {
+/// Steps 1 and 2. Each text with what its caller calls it.
+async fn frame(state: &AppState, model: &Lease, texts: Texts) -> Result<Vec<(String, FramedText)>, ApiError> {
     let model = model.clone();
     state
         .text_work()
         .run(move || {
             let encoder = model.encoder.as_deref().ok_or_else(|| not_an_encoder(&model.name))?;
             let framing = Framing::new(&model, encoder, &texts)?;
-            let several = texts.items.len() > 1;
-            let named = |index| if several { format!("{}[{index}]", texts.field) } else { texts.field.to_owned() };
-            texts.items.iter().enumerate().map(|(index, item)| framing.apply(item, &named(index))).collect()
+            let apply = |(name, item): (String, &TextItem)| -> Result<(String, FramedText), ApiError> {
+                let framed = framing.apply(item, &name)?;
+                Ok((name, framed))
+            };
+            texts.names().into_iter().zip(&texts.items).map(apply).collect()
         })
         .await
 }
@@ -301,9 +312,6 @@ fn prompt<'a>(embedding: &'a EmbeddingDescription, name: Option<&str>) -> Result
 }
 
 fn too_long(name: &str, length: usize, longest: usize) -> ApiError {
-    let message = format!(
-        "This model reads at most {longest} tokens, and `{name}` has {length}. Shorten it, or let its end be cut off \
-         with `truncate_prompt_tokens`."
-    );
+    let message = format!("This model reads at most {longest} tokens, and `{name}` has {length}. {CUT_IT}");
     ApiError::new(ErrorKind::ContextLengthExceeded, message).param(name)
 }

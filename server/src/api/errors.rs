@@ -1,6 +1,5 @@
-//! Every way a request can be answered with an error, and the one table that says how.
-//!
-//! A room's error becomes an [`ApiError`] in this file and nowhere else; only here is a cause given a status code.
+//! Every way a request can be answered with an error, and the one table that says how: only here is a kind given a status
+//! code. What other rooms' errors become is in [`super::causes`].
 
 use std::time::Duration;
 
@@ -219,6 +218,11 @@ impl ApiError {
     pub fn header(mut self, name: HeaderName, value: impl Into<HeaderValue>) -> Self {
         self.headers.push((name, value.into()));
         self
+    }
+
+    /// Where something had to be drawn at random.
+    pub(crate) fn no_randomness() -> Self {
+        Self::new(ErrorKind::Internal, "The system gave no randomness.")
     }
 
     pub fn kind(&self) -> ErrorKind {

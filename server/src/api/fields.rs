@@ -139,16 +139,21 @@ impl Reader {
 const CALLED: &[&[&str]] = &[
     &["max_completion_tokens", "max_output_tokens", "max_tokens"],
     &["prompt", "input", "messages"],
+    // The last three are what other servers call a text that is to be read.
+    &["prompt", "input", "inputs", "content", "text"],
     &["response_format", "text.format"],
     &["reasoning_effort", "reasoning.effort"],
     &["instructions", "messages"],
 ];
 
-/// As `table` calls what another route calls `name`.
+/// As `table` calls what another route calls `name`. What is known there only to be refused is nobody's way on.
 fn name_of_another_route(name: &str, table: &[&'static [Field]]) -> Option<&'static str> {
-    let is_known = |other: &str| find(table, other.split('.').next().unwrap_or(other)).is_some();
+    let is_read = |other: &str| {
+        let field = find(table, other.split('.').next().unwrap_or(other));
+        field.is_some_and(|field| matches!(field.support, Support::Honoured))
+    };
     let same = CALLED.iter().find(|names| names.contains(&name))?;
-    same.iter().copied().find(|other| *other != name && is_known(other))
+    same.iter().copied().find(|other| *other != name && is_read(other))
 }
 
 /// The honoured fields of one object, taken one by one.
@@ -338,6 +343,15 @@ mod tests {
         }
         let elsewhere = Reader::new(UnknownFields::Error).open(json!({"messages": 1}), "", &[FIELDS]).unwrap_err();
         assert!(!elsewhere.message().contains("Did you mean"), "{}", elsewhere.message());
+    }
+
+    #[test]
+    fn a_field_that_is_only_refused_is_not_what_was_meant() {
+        const FIELDS: &[Field] = &[neutral("prompt", "[]"), honoured("input")];
+        for asked in ["messages", "text", "content", "inputs"] {
+            let error = Reader::new(UnknownFields::Error).open(json!({asked: 1}), "", &[FIELDS]).unwrap_err();
+            assert!(error.message().ends_with("Did you mean `input`?"), "{}", error.message());
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! 6. pick a replica and submit, which never waits for an engine ([`super::launch`]);
 //! 7. try another if that one does not answer;
 //! 8. deliver the pieces ([`super::deliver`]), made from events by [`super::running`];
-//! 9. settle what the engine counted, by dropping the [`Generation`], on every way out.
+//! 9. settle what the engine counted, by dropping the [`Generation`](crate::gateway::Generation), on every way out.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use passerelle_engine::{CacheSalt, Request as EngineRequest, ShareWeight};
 use passerelle_models::TokenId;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, Writer, engine_prompt_logprobs};
+use super::choice::{AnswerStart, ChoiceContent, ChoiceSpec, Writer, engine_prompt_logprobs};
 use super::errors::ApiError;
 use super::launch::{EngineJob, Launch, LivePrompt, UpstreamJob};
 use super::lease::Lease;
@@ -38,9 +38,10 @@ use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
 use super::wire::tier::tier_name;
 use crate::gateway::account::ServiceClass;
-use crate::gateway::replica::SubmitError;
-use crate::gateway::{Ask, Attribution, Caller, PrefixHint, RemoteReservation, Reservation, Reserve, Scope, Shadow};
+use crate::gateway::replica::ReplicaRefusal;
+use crate::gateway::{Ask, Attribution, Caller, PeerReservation, PrefixHint, Reservation, Reserve, Scope, Shadow};
 use crate::text::grammar::CompiledGrammar;
+use crate::units::saturating_u32;
 
 /// Who asks, since when, and the place that the request takes in this server until its answer is over.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ pub(crate) struct RequestContext {
     /// What the caller's key must be good for.
     pub(crate) scope: Scope,
     /// The other gateway's reservation that the request is made under.
-    pub(crate) origin: Option<RemoteReservation>,
+    pub(crate) origin: Option<PeerReservation>,
     /// It is one of a candidate's share.
     pub(crate) shadow: Option<Arc<Shadow>>,
 }
@@ -70,7 +71,7 @@ impl RequestContext {
 
     /// Writes down who asks for somebody else.
     pub(super) fn sign(&self, attribution: &mut Attribution) {
-        attribution.asker = self.origin.as_ref().map(RemoteReservation::asker);
+        attribution.asker = self.origin.as_ref().map(PeerReservation::asker);
     }
 }
 
@@ -135,7 +136,7 @@ pub(crate) async fn admit(
     // is told so all the same: who asked again later would not fare better.
     if serving.router.is_full(&model.name) {
         check_unread(&prompt, &request, &model)?;
-        return Err(SubmitError::QueueFull.into());
+        return Err(ReplicaRefusal::QueueFull.into());
     }
     let shape = Shape::of(&prompt, &request);
     let class = if scope == Scope::Batch { ServiceClass::Batch } else { caller.classes.grant(request.class) };
@@ -178,7 +179,7 @@ pub(crate) async fn admit(
 /// What of the prompt's kind outlives the prompt.
 #[derive(Debug, Clone)]
 pub(super) struct Shape {
-    kind: AnswerKind,
+    kind: ChoiceContent,
     start: AnswerStart,
 }
 
@@ -194,14 +195,14 @@ impl Shape {
 
     fn of_prompt(prompt: &Prompt) -> Self {
         match prompt {
-            Prompt::Completions { .. } => Self { kind: AnswerKind::PlainText, start: AnswerStart::GoesOnFromPrompt },
+            Prompt::Completions { .. } => Self { kind: ChoiceContent::PlainText, start: AnswerStart::GoesOnFromPrompt },
             Prompt::Chat(chat) => {
                 let offered = chat.tools.iter().map(|tool| tool.name.clone()).collect();
                 let start = match chat.ending {
                     PromptEnding::ContinueFinalMessage => AnswerStart::GoesOnFromPrompt,
                     PromptEnding::GenerationPrompt | PromptEnding::Closed => AnswerStart::OwnText,
                 };
-                Self { kind: AnswerKind::Chat { offered, begun: chat.begun().map(str::to_owned) }, start }
+                Self { kind: ChoiceContent::Chat { offered, begun: chat.begun().map(str::to_owned) }, start }
             }
         }
     }
@@ -361,7 +362,12 @@ impl Admission<'_> {
             model: &self.model.name,
             hint: PrefixHint::of(&prompt.tokens, &self.cache_salt()).under(self.request.caching.key.as_deref()),
             arrived: self.arrived,
-            for_engine: Some(EngineJob { request: &for_engine, asked: self.asked(&prompt) }),
+            for_engine: Some(EngineJob {
+                request: &for_engine,
+                prompt_tokens: prompt.tokens.len(),
+                asked: self.asked(&prompt),
+                choices_field: self.request.choices.field(),
+            }),
             for_upstream: self.outgoing.map(|outgoing| self.upstream_job(outgoing, &prompt, max_tokens)),
         };
         launch.go(reservation).await
@@ -370,8 +376,8 @@ impl Admission<'_> {
     /// For an upstream that serves the same model as an engine here: it gets the very tokens of a completion.
     fn upstream_job(&self, outgoing: &Outgoing, prompt: &EncodedPrompt, max_tokens: u32) -> UpstreamJob {
         let (kind, written) = match self.shape.kind {
-            AnswerKind::Chat { .. } => (answer::AnswerKind::Chat, None),
-            AnswerKind::PlainText => {
+            ChoiceContent::Chat { .. } => (answer::AnswerKind::Chat, None),
+            ChoiceContent::PlainText => {
                 let tokens = CompletionPrompt::Tokens(prompt.tokens.clone());
                 (answer::AnswerKind::Completion, Some(tokens))
             }
@@ -415,7 +421,7 @@ impl Admission<'_> {
             min_tokens: engine_request.sampling.min_tokens,
             stop_token_ids: engine_request.sampling.stop_token_ids.clone(),
             kind: self.shape.kind.clone(),
-            prompt,
+            prompt: Arc::new(prompt),
             start: self.shape.start,
         };
         let Choices { shown, drawn } = self.request.choices;
@@ -434,14 +440,7 @@ fn number(plans: &mut [Plan]) {
 }
 
 /// Each prompt of a list is a reservation of its own.
-pub(crate) fn charge_to<'a>(
-    origin: Option<&RemoteReservation>,
-    reservations: impl Iterator<Item = &'a mut Reservation>,
-) {
+pub(crate) fn charge_to<'a>(origin: Option<&PeerReservation>, reservations: impl Iterator<Item = &'a mut Reservation>) {
     let Some(origin) = origin else { return };
     reservations.zip(0..).for_each(|(reservation, part)| reservation.on_behalf_of(origin.part(part)));
-}
-
-pub(crate) fn saturating_u32(count: usize) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -10,7 +10,7 @@ use super::delta::ChoiceDelta;
 use super::errors::ApiError;
 use super::ids::random_id;
 use super::meter::PromptMeter;
-use super::prepare::AskedLength;
+use super::prepare::{AskedLength, engine_overflow};
 use super::relayed::{ChoiceReader, PromptCount, RelayedChoice, Sent};
 use super::running::{RunningPrompt, Writers};
 use super::state::{AppState, Serving};
@@ -19,10 +19,13 @@ use super::wire::tier::tier_name;
 use crate::gateway::journal::EntryId;
 use crate::gateway::replica::UpstreamSide;
 use crate::gateway::{
-    Attempts, Call, CallSize, Failure, Generation, NotRelayed, OnBehalf, PrefixHint, Relay, Replica, Reservation,
-    SubmitError, Verdict,
+    Attempts, Call, CallSize, Failure, Generation, NotRelayed, OnBehalf, PrefixHint, Relay, Replica, ReplicaRefusal,
+    Reservation, Verdict,
 };
 use crate::text::TextModel;
+
+/// What engines call the number of answers.
+const ENGINES_CHOICES: &str = "n";
 
 /// A prompt's answers wherever they run.
 #[derive(Debug)]
@@ -97,18 +100,20 @@ pub(crate) struct Launch<'a> {
 /// A prompt as engines take it.
 pub(crate) struct EngineJob<'a> {
     pub(crate) request: &'a (dyn Fn() -> (EngineRequest, Writers) + Sync),
+    pub(crate) prompt_tokens: usize,
     pub(crate) asked: AskedLength<'a>,
+    /// What the caller calls the number of answers.
+    pub(crate) choices_field: &'static str,
 }
 
 impl EngineJob<'_> {
     /// An engine's refusal, under the names that the caller has for things.
-    fn refused(&self, error: SubmitError) -> ApiError {
+    fn refused(&self, error: ReplicaRefusal) -> ApiError {
         match error {
-            SubmitError::ExceedsContext(_) => match self.asked.tokens {
-                // The last token of an answer takes no room, so that the prompt alone is too long.
-                Some(0 | 1) => ApiError::from(error).param(self.asked.prompt),
-                Some(_) | None => ApiError::from(error).param(self.asked.field.as_str()),
-            },
+            ReplicaRefusal::ExceedsContext(_) => engine_overflow(error.into(), self.prompt_tokens, self.asked),
+            ReplicaRefusal::Refused { parameter: Some(ENGINES_CHOICES), .. } => {
+                ApiError::from(error).param(self.choices_field)
+            }
             error => error.into(),
         }
     }

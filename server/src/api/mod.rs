@@ -1,54 +1,67 @@
 //! HTTP: the only room that chooses status codes.
 //!
-//! [`router`] answers requests in process or behind [`serve`]. A request passes, from the outside in: the trace (id,
+//! [`router`] answers requests in process or behind [`serve()`]. A request passes, from the outside in: the trace (id,
 //! log line, metrics), the panic catcher, the checks of web origins and of an open listener, its handler in [`routes`].
 //! What is generated goes through [`generate`], [`launch`], [`running`] and [`deliver`], for chat and completions alike;
 //! what another server generates, through [`remote`], [`launch`], [`relayed`] and [`deliver`]; what is read by an encoder
-//! goes through [`encode`], and what two models are compared on through [`compared`]. What was answered may be followed
+//! goes through [`encode`], and what two models are compared on through [`prompt_scores`]. What was answered may be followed
 //! by [`shadow`].
 
-mod admin_backend;
-mod alias;
-mod batch_runner;
+// The listening side, and what surrounds every route.
 mod body;
-mod causes;
-mod choice;
-mod comparable;
-mod compare;
-mod compared;
 mod compress;
 mod cross_origin;
-mod deliver;
-mod delta;
 mod download;
-mod encode;
+mod middleware;
+mod routes;
+mod serve;
+mod sse;
+
+// What answers are made of where something is wrong.
+mod causes;
 mod errors;
+mod reached_limit;
+mod spread;
+
+// What requests ask for.
+mod alias;
 mod fields;
 mod form;
-mod generate;
 mod grammar_work;
-mod ids;
+mod prepare;
+mod text_work;
+mod wire;
+
+// An answer, from its reservation to its last piece.
+mod choice;
+mod deliver;
+mod delta;
+mod generate;
 mod launch;
 mod lease;
 mod meter;
-mod middleware;
-mod openapi;
-mod prepare;
 mod ranking;
-mod reached_limit;
-mod relayed;
-mod reload;
-mod remote;
 mod reserve;
-mod routes;
 mod running;
-mod serve;
+
+// An answer that another server generates.
+mod relayed;
+mod remote;
+
+// Vectors, comparisons, and what runs without a client.
+mod batch_runner;
+mod compare_checks;
+mod encode;
+mod prompt_scores;
 mod shadow;
-mod spread;
-mod sse;
+mod side_by_side;
+
+// What they all share, and what is said of it.
+mod admin_backend;
+mod ids;
+mod openapi;
+mod reload;
 mod state;
-mod text_work;
-mod wire;
 
 pub use admin_backend::{OperatorBackend, ShelvedBooks};
 pub use batch_runner::run_batches;
@@ -74,16 +87,16 @@ use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use errors::echoed;
-use routes::{admin, answers, batches, compare_models, encoders, files, me, models, pages, probes, tokens};
+use routes::{admin, answers, batches, compare_models, encoders, files, me, models, probes, tokens, web_pages};
 
 /// A path, as metrics name it, and what answers there.
 type Route = (&'static str, fn() -> MethodRouter<AppState>);
 
 const ROUTES: [Route; 32] = [
-    ("/", || get(pages::home)),
-    ("/docs", || get(pages::docs)),
-    ("/compare", || get(pages::compare)),
-    ("/openapi.json", || get(pages::openapi)),
+    ("/", || get(web_pages::home)),
+    ("/docs", || get(web_pages::docs)),
+    ("/compare", || get(web_pages::compare)),
+    ("/openapi.json", || get(web_pages::openapi)),
     ("/health", || get(probes::health)),
     ("/ready", || get(probes::ready)),
     ("/metrics", || get(probes::metrics)),
@@ -125,7 +138,7 @@ pub fn router(state: AppState) -> Router {
     let router = all_routes()
         .fold(Router::new(), |router, (path, handler)| router.route(path, handler()))
         // A name may be empty, which no pattern of a path is.
-        .route(models::ONE, get(models::retrieve))
+        .route(models::MODEL_PREFIX, get(models::retrieve))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(state.clone(), compress::compress))

@@ -151,20 +151,36 @@ fn encode_all(
         Prompt::Chat(chat) => Ok(vec![encode_chat((model, text), &chat, now)?]),
         Prompt::Completions { prompts, add_special_tokens } => {
             let add = if add_special_tokens { AddSpecialTokens::Yes } else { AddSpecialTokens::No };
-            prompts.into_iter().zip(names).map(|prompt| encode_completion(text, prompt, add)).collect()
+            prompts.into_iter().zip(names).map(|prompt| encode_completion((model, text), prompt, add)).collect()
         }
     }
 }
 
-/// A text that is too long to be counted in tokens is the prompt.
-fn naming(prompt: &str, error: ApiError) -> ApiError {
-    if error.kind() == ErrorKind::ContextLengthExceeded { error.param(prompt) } else { error }
+/// With the field at fault, where another one would do. `prompt`: what the caller calls the text.
+fn named((model, prompt): (&str, &str), error: TextError) -> ApiError {
+    let at_fault = match &error {
+        TextError::CannotContinue(_) => Some("continue_final_message"),
+        TextError::TooLong { .. }
+        | TextError::PromptTooLong { .. }
+        | TextError::TemplateOutOfFuel { .. }
+        | TextError::Encode(_)
+        | TextError::NoTokenizer => Some(prompt),
+        // The model has no template for chats, or its template says in its own words what is wrong.
+        TextError::NoTemplate | TextError::TemplateRefused(_) => None,
+        TextError::File { .. } | TextError::TemplateBroken(_) => None,
+    };
+    let told = text_failed(model, error);
+    match at_fault {
+        Some(field) => told.param(field),
+        None => told,
+    }
 }
 
 fn spell_bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<TokenId>>, ApiError> {
     let written = words.iter().flat_map(|word| written_bad_word(word));
-    let spelt = written.map(|word| Ok(tokenizer.encode(&word, AddSpecialTokens::No, SpecialTokens::AsText)?));
-    let spelt: Vec<Vec<TokenId>> = spelt.collect::<Result<_, ApiError>>()?;
+    let spelt = written.map(|word| tokenizer.encode(&word, AddSpecialTokens::No, SpecialTokens::AsText));
+    let spelt = spelt.collect::<Result<Vec<Vec<TokenId>>, TextError>>();
+    let spelt = spelt.map_err(|error| ApiError::from(error).param("bad_words"))?;
     Ok(spelt.into_iter().filter(|tokens| !tokens.is_empty()).collect())
 }
 
@@ -195,7 +211,7 @@ fn tokens_of_chat(
     let messages: Vec<Value> = chat.messages.iter().map(|message| message.to_json(developer)).collect();
     let variables = template_variables(chat, &source)?;
     let tools: Vec<Value> = chat.tools.iter().map(super::wire::tools::Tool::to_json).collect();
-    let prompt = crate::text::ChatPrompt {
+    let prompt = crate::text::TemplateInput {
         messages: &messages,
         tools: (!tools.is_empty()).then_some(tools.as_slice()),
         documents: None,
@@ -222,7 +238,7 @@ fn not_encoded((model, text): (&str, &TextModel), (chat, now): (&ChatPrompt, Dur
     let at_fault = plainer.into_iter().find(|(_, chat)| is_well(chat));
     match at_fault.map(|(field, _)| field) {
         Some(field) => invalid(&field, error),
-        None => naming(chat.field, text_failed(model, error)),
+        None => named((model, chat.field), error),
     }
 }
 
@@ -245,7 +261,7 @@ fn template_variables(chat: &ChatPrompt, source: &str) -> Result<Map<String, Val
 }
 
 fn encode_completion(
-    text: &TextModel,
+    (model, text): (&str, &TextModel),
     (prompt, field): (CompletionPrompt, String),
     add: AddSpecialTokens,
 ) -> Result<EncodedPrompt, ApiError> {
@@ -253,7 +269,7 @@ fn encode_completion(
         CompletionPrompt::Tokens(tokens) => Ok(EncodedPrompt { tokens, written: None, field }),
         CompletionPrompt::Text(written) => {
             let tokens = text.tokenizer.encode(&written, add, SpecialTokens::Parse);
-            let tokens = tokens.map_err(|error| naming(&field, error.into()))?;
+            let tokens = tokens.map_err(|error| named((model, &field), error))?;
             Ok(EncodedPrompt { tokens, written: Some(written), field })
         }
     }
@@ -355,6 +371,21 @@ pub(crate) fn overflow((bound, most): (&str, usize), prompt_tokens: usize, asked
     ApiError::new(ErrorKind::ContextLengthExceeded, message).param(field)
 }
 
+/// `refusal`: of an engine that holds less than the model's context, and that counts no field. At fault is what takes more of
+/// the room; never the length of an answer that nobody stated.
+pub(crate) fn engine_overflow(refusal: ApiError, prompt_tokens: usize, asked: AskedLength<'_>) -> ApiError {
+    let (prompt, field) = (asked.prompt, asked.field.as_str());
+    match asked.tokens {
+        // The last token of an answer takes no room, so that the prompt alone is too long.
+        Some(0 | 1) => refusal.also(&format!("Shorten `{prompt}`.")).param(prompt),
+        Some(tokens) if tokens as usize > prompt_tokens => {
+            refusal.also(&format!("Lower `{field}`, or shorten `{prompt}`.")).param(field)
+        }
+        Some(_) => refusal.also(&format!("Shorten `{prompt}`, or lower `{field}`.")).param(prompt),
+        None => refusal.also(&format!("Shorten `{prompt}`, or bound the answer with `{field}`.")).param(prompt),
+    }
+}
+
 /// Whatever the prompt is, this answer does not fit.
 pub(crate) fn answer_overflow(max_model_len: usize, tokens: u32, field: LengthField) -> ApiError {
     let field = field.as_str();
@@ -366,68 +397,4 @@ pub(crate) fn answer_overflow(max_model_len: usize, tokens: u32, field: LengthFi
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::api::fields::{Reader, UnknownFields};
-    use crate::api::wire::chat::read_chat;
-    use crate::api::wire::request::{ReadRequest, RequestBounds};
-    use crate::api::wire::responses::read_response;
-
-    const LLAMA: &str = include_str!("../../tests/goldens/templates/llama3.jinja");
-    /// Of a family whose calls are lists of words.
-    const BY_WORD: &str = "{% for message in messages %}{% if 'tool_calls' in message %}{% for call in message.tool_calls %}\
-                           {% for key, value in call.function.arguments | items %}{{ key }}{% endfor %}\
-                           {% endfor %}{% endif %}{% endfor %}";
-    const BROKEN: &str = "{{ no_function() }}";
-
-    /// What the template makes of it, as a kind of error and the field that is named.
-    fn told(template: &str, read: ReadRequest) -> (ErrorKind, Option<String>) {
-        let read_file = |name: &str| Ok((name == "chat_template.jinja").then(|| template.as_bytes().to_vec()));
-        let text = TextModel::load(read_file).unwrap();
-        let error = encode_all(("m", &text), read.prompt, Duration::ZERO).unwrap_err();
-        (error.kind(), error.body()["error"]["param"].as_str().map(str::to_owned))
-    }
-
-    fn chat(extra: &[(&str, Value)]) -> ReadRequest {
-        let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
-        extra.iter().for_each(|(name, value)| body[*name] = value.clone());
-        read_chat(body, Reader::new(UnknownFields::Error), &RequestBounds::default()).unwrap()
-    }
-
-    fn messages_with(arguments: &str) -> Value {
-        let call = |arguments: &str| json!({"id": "c", "function": {"name": "f", "arguments": arguments}});
-        let turn = |calls: Value| json!({"role": "assistant", "tool_calls": calls});
-        json!([{"role": "user", "content": "hi"}, turn(json!([call("{}")])), turn(json!([call("{}"), call(arguments)]))])
-    }
-
-    #[test]
-    fn what_a_template_breaks_on_is_named_where_a_request_brought_it() {
-        let refused = |param: &str| (ErrorKind::InvalidValue, Some(param.to_owned()));
-        let odd = chat(&[("chat_template_kwargs", json!({"builtin_tools": 5}))]);
-        assert_eq!(told(LLAMA, odd), refused("chat_template_kwargs"));
-        let odd = chat(&[("messages", messages_with("no"))]);
-        assert_eq!(told(BY_WORD, odd), refused("messages[2].tool_calls[1].function.arguments"));
-        let call = json!({"type": "function_call", "call_id": "c", "name": "f", "arguments": "no"});
-        let body = json!({"model": "m", "input": [call]});
-        let read = read_response(body, Reader::new(UnknownFields::Error), &RequestBounds::default()).unwrap();
-        assert_eq!(told(BY_WORD, read.request), refused("input"));
-    }
-
-    #[test]
-    fn a_template_that_breaks_on_anything_is_the_models_own_fault() {
-        let kwargs = ("chat_template_kwargs", json!({"enable_thinking": false}));
-        for read in [chat(&[]), chat(&[("messages", messages_with("[1]"))]), chat(&[kwargs])] {
-            assert_eq!(told(BROKEN, read), (ErrorKind::Internal, None));
-        }
-    }
-
-    #[test]
-    fn a_bad_word_is_one_at_the_start_of_a_text_and_after_a_space() {
-        for word in ["cat", " cat", "\n cat"] {
-            assert_eq!(written_bad_word(word), ["cat", " cat"], "{word:?}");
-        }
-        assert_eq!(written_bad_word("\n"), ["\n"], "and a space is still a good one");
-    }
-}
+mod tests;

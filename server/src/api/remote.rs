@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::errors::ApiError;
 use super::fields::{invalid, unsupported};
-use super::generate::{Admitted, RequestContext, ServedAs, charge_to, saturating_u32};
+use super::generate::{Admitted, RequestContext, ServedAs, charge_to};
 use super::launch::{Launch, LivePrompt, UpstreamJob};
 use super::prepare::{AskedLength, EncodedPrompt, answer_overflow, context_overflow, encode_text};
 use super::relayed::{PromptCount, Sent};
@@ -21,6 +21,7 @@ use super::wire::request::{CompletionPrompt, GenerateRequest, Output, Prompt};
 use crate::gateway::account::ServiceClass;
 use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Scope};
 use crate::text::TextModel;
+use crate::units::saturating_u32;
 
 /// Bytes of a token, about, where nobody here can count them.
 const BYTES_PER_TOKEN: usize = 4;
@@ -155,31 +156,48 @@ impl Admission<'_> {
             Scope::Batch => ServiceClass::Batch,
             _ => self.caller.classes.grant(self.request.class),
         };
-        let longest = self.longest_answers(&prompts, class);
-        let mut tickets = Vec::with_capacity(prompts.len());
-        for (part, measured) in (0..).zip(prompts) {
-            let ticket = match self.bound(&measured, longest) {
-                Ok(max_tokens) => {
-                    let mut attribution = self.request.attribution.clone();
-                    attribution.set_part(part);
-                    let ask = Ask::new(&self.model.name, measured.at_most, max_tokens);
-                    let ask = Ask { class, attribution, ..ask };
-                    let patience = patience.after(tickets.len());
-                    let reserved = reserve_with(patience, self.state, self.caller, &ask).await;
-                    let reserved = reserved.map_err(|refusal| measured.say_how_counted(refusal));
-                    reserved.map(|reservation| (max_tokens, reservation))
-                }
-                Err(error) => Err(error),
-            };
-            match ticket {
-                Ok((max_tokens, reservation)) => tickets.push(self.ticket(measured, max_tokens, reservation)),
-                Err(error) => {
+        let plans = self.plan(prompts, class)?;
+        self.check_together(&plans)?;
+        let mut tickets = Vec::with_capacity(plans.len());
+        for (measured, ask) in plans {
+            match reserve_with(patience.after(tickets.len()), self.state, self.caller, &ask).await {
+                Ok(reservation) => tickets.push(self.ticket(measured, ask.max_output_tokens, reservation)),
+                Err(refusal) => {
                     withdraw_all(tickets.into_iter().map(|ticket| ticket.reservation));
-                    return Err(error);
+                    return Err(measured.say_how_counted(refusal));
                 }
             }
         }
         Ok(tickets)
+    }
+
+    /// What is asked of the ledger for each prompt.
+    fn plan(&self, prompts: Vec<Measured>, class: ServiceClass) -> Result<Vec<(Measured, Ask)>, ApiError> {
+        let longest = self.longest_answers(&prompts, class);
+        let plan = |(part, measured): (u32, Measured)| -> Result<(Measured, Ask), ApiError> {
+            let max_tokens = self.bound(&measured, longest)?;
+            let mut attribution = self.request.attribution.clone();
+            attribution.set_part(part);
+            let ask = Ask::new(&self.model.name, measured.at_most, max_tokens);
+            Ok((measured, Ask { class, attribution, ..ask }))
+        };
+        (0..).zip(prompts).map(plan).collect()
+    }
+
+    /// As for a model that runs here: a list that could never fit would be refused forever.
+    fn check_together(&self, plans: &[(Measured, Ask)]) -> Result<(), ApiError> {
+        if plans.len() < 2 {
+            return Ok(());
+        }
+        let asks: Vec<Ask> = plans.iter().map(|(_, ask)| ask.clone()).collect();
+        let Some(refusal) = self.state.ledger().never_fit(self.caller, &asks) else { return Ok(()) };
+        self.state.metrics().refused(refusal.limit);
+        let told = ApiError::from(refusal).param("prompt");
+        let uncounted = plans.iter().find(|(measured, _)| measured.count.exact().is_none());
+        Err(match uncounted {
+            Some((measured, _)) => measured.say_how_counted(told),
+            None => told,
+        })
     }
 
     /// Who states no bound gets no longer answers than the account could ever have.

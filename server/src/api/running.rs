@@ -7,12 +7,12 @@ use passerelle_engine::{Event, FinishReason, SharedModel, TokenEvent, Usage};
 use super::choice::Writer;
 use super::delta::{AnswerEnd, ChoiceDelta, Delta};
 use super::errors::{ApiError, ErrorKind};
-use super::generate::saturating_u32;
 use super::meter::PromptMeter;
 use super::ranking::Ranking;
 use super::shadow::AnswerRecorder;
 use crate::gateway::Generation;
 use crate::gateway::journal::JournalUnavailable;
+use crate::units::saturating_u32;
 
 /// What is made of a prompt's events.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ pub(crate) struct Spread(AtomicU64);
 
 impl Spread {
     /// What the next to be refused waits beyond the instant at which its ask would fit: less than a quarter of the `wait`
-    /// and than [`LONGEST`]. A wait that clients still sit out stays one.
+    /// and than ten seconds. A wait that clients still sit out stays one.
     pub(crate) fn beyond(&self, wait: Duration) -> Duration {
         const LONGEST: Duration = Duration::from_secs(10);
         /// 2^64 over the golden ratio: adding it wraps around.

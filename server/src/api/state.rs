@@ -1,7 +1,7 @@
 //! What every handler is given.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -467,17 +467,23 @@ impl AppState {
 /// Whether the server takes requests. Clones are one switch.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness {
-    draining: Arc<AtomicBool>,
+    draining: watch::Sender<bool>,
 }
 
 impl Readiness {
     /// From now on nothing is admitted; what runs goes on.
     pub fn start_draining(&self) {
-        self.draining.store(true, Ordering::Release);
+        self.draining.send_replace(true);
     }
 
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        *self.draining.borrow()
+    }
+
+    /// Ready once the server drains.
+    pub async fn drains(&self) {
+        // Its sender is `self`, so the wait ends in no other way.
+        let _ = self.draining.subscribe().wait_for(|is_draining| *is_draining).await;
     }
 
     pub(crate) fn admit(&self) -> Result<(), ApiError> {

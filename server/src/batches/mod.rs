@@ -12,6 +12,7 @@
 //! known in memory is what lies on the disk. This room speaks neither HTTP nor text, and runs nothing.
 
 mod disk;
+mod error;
 mod id;
 mod input;
 mod journal;
@@ -20,11 +21,12 @@ mod record;
 mod store;
 
 pub use disk::{Disk, SystemDisk};
+pub use error::BatchError;
 pub use id::{BatchId, FileId};
 pub use input::{BatchLine, read_input};
 pub use journal::{Journal, Outcome};
 pub use record::{Batch, BatchStatus, Counts, Ending, Endpoint, LineError, Purpose, StoredFile};
-pub use store::{BatchBounds, BatchError, BatchStore, Upload};
+pub use store::{BatchBounds, BatchStore, Upload};
 
 /// How the name of a record begins that is being written.
 const UNFINISHED: &str = ".tmp";

@@ -12,7 +12,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::journal::{self, Journal};
-use super::{Batch, BatchId, BatchStatus, Counts, Disk, Ending, FileId, Purpose, StoredFile, SystemDisk, orphans};
+use super::{
+    Batch, BatchError, BatchId, BatchStatus, Counts, Disk, Ending, FileId, Purpose, StoredFile, SystemDisk, orphans,
+};
 use crate::durable;
 
 /// Bounds on what is kept.
@@ -48,47 +50,6 @@ impl Default for BatchBounds {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum BatchError {
-    #[error("there is no such file")]
-    NoFile,
-    #[error("there is no such batch")]
-    NoBatch,
-    #[error("a batch that is not over still reads this file")]
-    FileInUse,
-    #[error("the file is larger than the limit of {0} bytes")]
-    FileTooLarge(u64),
-    #[error("this account keeps {0} files, which is as many as it may; delete some")]
-    TooManyFiles(usize),
-    #[error("{0} batches of this account are not over, which is as many as may be")]
-    TooManyBatches(usize),
-    #[error("the server keeps as much as it may; delete files that are not needed")]
-    Full,
-    #[error("the batch is over already: it is {}", .0.as_str())]
-    Over(BatchStatus),
-    #[error("the system gave no randomness")]
-    NoRandomness,
-    #[error("the data directory: {0}")]
-    Disk(#[from] io::Error),
-}
-
-impl BatchError {
-    /// What was to be read is not there.
-    pub fn is_for_want_of_the_file(&self) -> bool {
-        match self {
-            Self::NoFile => true,
-            Self::Disk(error) => error.kind() == io::ErrorKind::NotFound,
-            _ => false,
-        }
-    }
-
-    /// Of the disk, or left to this user of it: another time may be better.
-    pub fn is_for_want_of_room(&self) -> bool {
-        use io::ErrorKind::{QuotaExceeded, StorageFull};
-        matches!(self, Self::Disk(error) if matches!(error.kind(), StorageFull | QuotaExceeded))
-    }
-}
-
 #[derive(Debug)]
 pub struct BatchStore {
     disk: Arc<dyn Disk>,
@@ -104,7 +65,7 @@ struct Index {
     batches: BTreeMap<BatchId, Batch>,
 }
 
-/// A file on its way in. Dropping it before [`Upload::keep`] removes what was written.
+/// A file on its way in. Dropping it before [`BatchStore::keep`] removes what was written.
 #[derive(Debug)]
 pub struct Upload {
     disk: Arc<dyn Disk>,
@@ -143,8 +104,25 @@ impl BatchStore {
         }
         let owners: BTreeSet<String> = store.index().batches.values().map(|batch| batch.owner.clone()).collect();
         owners.iter().for_each(|owner| store.forget_oldest(owner));
+        store.count_answered();
         store.clear_orphans();
         Ok(store)
+    }
+
+    /// How far those have come that go on: their journals know. Of one that was about to end they may be files already.
+    fn count_answered(&self) {
+        let goes_on = |batch: &&Batch| !batch.status.is_over() && batch.ending.is_none();
+        let has_begun = |batch: &&Batch| batch.reached_at.contains_key(&BatchStatus::InProgress);
+        let index = self.index();
+        let open = index.batches.values().filter(goes_on).filter(has_begun);
+        let open: Vec<_> = open.map(|batch| (batch.id.clone(), batch.counts.total)).collect();
+        drop(index);
+        for (id, total) in open {
+            match self.journal(&id, total) {
+                Ok(journal) => self.count(&id, journal.counts()),
+                Err(error) => tracing::warn!(batch = %id, %error, "how far a batch has come cannot be read"),
+            }
+        }
     }
 
     /// What cannot be removed keeps no server from starting.

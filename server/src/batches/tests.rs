@@ -216,6 +216,7 @@ fn an_end_without_room_goes_on_where_it_was_also_after_a_restart() {
         let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::default());
         let first = store_on(&disk, &folder);
         let batch = first.add_batch(batch(&file(&first, "ada", b"x"))).unwrap();
+        first.change(&batch.id, |batch| batch.reach(BatchStatus::InProgress, 8)).unwrap();
         let mut journal = first.journal(&batch.id, 2).unwrap();
         journal.append("a", Outcome::Completed, r#"{"custom_id":"a"}"#).unwrap();
         journal.append("b", Outcome::Failed, r#"{"custom_id":"b"}"#).unwrap();

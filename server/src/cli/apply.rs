@@ -81,7 +81,7 @@ pub(super) fn apply(admin: &AdminClient, ApplyArgs { file, dry_run, output }: &A
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
     // Spreadsheets begin a file in UTF-8 with a mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let is_csv = file.extension().is_some_and(|extension| extension == "csv");
+    let is_csv = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
     let accounts = if is_csv { from_csv(text).with_context(|| name.to_string())? } else { from_toml(file, text)? };
     let wanted: Vec<_> = accounts.into_iter().map(|account| account.wanted(&admin.calendar)).collect::<Result<_>>()?;
     let answer = admin.post("/admin/v1/apply", &json!({"accounts": wanted, "dry_run": dry_run}))?;
@@ -251,6 +251,7 @@ mod tests {
             ("[[accounts]]\npath = \"a b\"\n", "accounts.toml:2:8: path: 'a b' is no account"),
             ("[[accounts]]\npth = \"a\"\n", "accounts.toml:2:1: unknown field `pth`"),
             ("[[accounts]]\npth = \"a\"\n", "did you mean `path`?"),
+            ("[accounts]\npath = \"a\"\n", "accounts.toml:1:1: `accounts` is a list: write [[accounts]]"),
         ] {
             let error = format!("{:#}", in_toml(text).err().expect(text));
             assert!(error.contains(reason), "{error}");

@@ -147,8 +147,8 @@ impl BenchArgs {
         };
         warn_of_figures(&config.engine);
         let hashes = serve::KeptHashes::open(&config.server.data_dir);
-        let means = serve::Means { hub: &config.hub, compute: &compute, hashes: &hashes };
-        let loaded = serve::load(&config.models[0], means)?;
+        let context = serve::LoadContext { hub: &config.hub, compute: &compute, hashes: &hashes };
+        let loaded = serve::load(&config.models[0], context)?;
         let engine = serve::sized_for(&config.engine, &compute);
         let (products, is_quantised) =
             (compute_of(&loaded, &config.models[0], &compute)?, serve::is_quantised(&loaded.dtype));
@@ -217,7 +217,7 @@ impl BenchArgs {
     fn room(&self, longest: usize) -> Result<Room> {
         let bands = self.tariff.tariff.as_ref().map(|_| self.tariff.band_starts(longest)).unwrap_or_default();
         let behind = bands.last().copied().unwrap_or(0);
-        let length = behind + self.prompt.get() + self.generate.get();
+        let length = behind.saturating_add(self.prompt.get()).saturating_add(self.generate.get());
         ensure!(
             length <= longest,
             "--prompt and --generate{} make {length} tokens; this model takes {longest}",

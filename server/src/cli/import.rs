@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use passerelle::hub::{Wanted, is_gguf};
 use passerelle::trust::{CopiedSignature, Import, Imported, ImportedName, TrustedKeys};
-use passerelle_models::ModelDigest;
+use passerelle_models::{CheckpointFiles, CheckpointKind, ModelDigest, ModelError, checkpoint_kind, describe_encoder};
 use serde::Serialize;
 
 use super::output::{self, OutputArgs};
@@ -62,9 +62,17 @@ impl ImportArgs {
             watched("copying", |watch| import.bundle(source, watch))?
         } else {
             let files = find_files(&self.source, Wanted::Checkpoint, &config.hub)?;
+            // What must be signed is not read before its signature and every hash were found right.
+            if trust.is_none() {
+                check_is_model(&files)?;
+            }
             watched("copying", |watch| import.checkpoint(&files, watch))?
         };
-        self.say(&imported, trust.is_some())
+        self.say(&imported, trust.is_some())?;
+        if let Err(why) = check_is_served(&imported.path) {
+            tell!("warning: this program serves no such model: {why:#}");
+        }
+        Ok(())
     }
 
     fn say(&self, imported: &Imported, is_trusted: bool) -> Result<()> {
@@ -86,4 +94,20 @@ impl ImportArgs {
             _ => output::line(format_args!("{:<12}{num_mended} files of the copy, which were damaged", "mended")),
         }
     }
+}
+
+/// Errors for what no program could serve. A family that this one does not serve is copied: its tokenizer may be an upstream's.
+fn check_is_model(files: &CheckpointFiles) -> Result<(), ModelError> {
+    files.gguf_metadata()?;
+    checkpoint_kind(files).map(drop)
+}
+
+/// As far as `inspect` reads it.
+fn check_is_served(copy: &Path) -> Result<()> {
+    let files = if copy.is_dir() { CheckpointFiles::directory(copy)? } else { CheckpointFiles::gguf(copy)? };
+    match checkpoint_kind(&files)? {
+        CheckpointKind::Generator => passerelle_models::describe(&files).map(drop)?,
+        CheckpointKind::Encoder => describe_encoder(&files).map(drop)?,
+    }
+    Ok(())
 }

@@ -44,9 +44,10 @@ impl InspectArgs {
         let files = find_files(&self.source, Wanted::CheckpointWithoutTokenizer, &config.hub)?;
         let model = ModelConfig::found("inspected".to_owned(), self.source, &config.engine);
         let text = || load_text(&model, &files, &config.hub);
-        let digest = (!self.no_digest).then(|| digest(&files, &config)).transpose()?;
+        // Last: what is refused need not be read whole.
+        let digest_of_all = || (!self.no_digest).then(|| digest(&files, &config)).transpose();
         if checkpoint_kind(&files)? == CheckpointKind::Encoder {
-            let (is, text) = (describe_encoder(&files)?, text()?);
+            let (is, text, digest) = (describe_encoder(&files)?, text()?, digest_of_all()?);
             return if self.output.json {
                 output::json(&with_digest(encoder::as_json(&is, &text), digest))
             } else {
@@ -54,7 +55,7 @@ impl InspectArgs {
                 print_digest(digest)
             };
         }
-        let (is, text) = (passerelle_models::describe(&files)?, text()?);
+        let (is, text, digest) = (passerelle_models::describe(&files)?, text()?, digest_of_all()?);
         if self.output.json {
             return output::json(&with_digest(as_json(&is, &text), digest));
         }

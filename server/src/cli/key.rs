@@ -91,7 +91,7 @@ impl KeyArgs {
             KeyCommand::List(output) => list(&admin, output),
             KeyCommand::Rotate { name, overlap, output } => {
                 let path = format!("/admin/v1/keys/{}/rotate", in_path(&name));
-                let made = admin.post(&path, &json!({"overlap_seconds": overlap.0.as_secs()}))?;
+                let made = admin.post(&path, &json!({"overlap_seconds": whole_seconds(overlap)}))?;
                 show_once(&made, output)
             }
             KeyCommand::Revoke { name } => {
@@ -103,16 +103,16 @@ impl KeyArgs {
 }
 
 fn create(admin: &AdminClient, args: CreateArgs) -> Result<()> {
-    let account = account_of(admin, &args)?;
-    let scopes = if args.scopes.is_empty() { Scopes::default() } else { Scopes::new(args.scopes)? };
+    let scopes = if args.scopes.is_empty() { Scopes::default() } else { Scopes::new(args.scopes.iter().copied())? };
+    let payer = Payer::of(admin, &args)?;
     let models =
         if args.models.is_empty() { ModelAccess::All } else { ModelAccess::Only(args.models.into_iter().collect()) };
-    let valid_for = args.valid_for.map(|period| period.0.as_secs());
+    let valid_for = args.valid_for.map(whole_seconds);
     let new = json!({
-        "account": account, "name": args.name, "scopes": scopes, "models": models, "class": args.class,
+        "account": payer.account(), "name": args.name, "scopes": scopes, "models": models, "class": args.class,
         "valid_for_seconds": valid_for,
     });
-    let made = admin.post("/admin/v1/keys", &new)?;
+    let made = admin.post("/admin/v1/keys", &new).inspect_err(|_| payer.take_back(admin))?;
     let shown = show_once(&made, args.output);
     if let Some(warning) = made["warning"].as_str() {
         tell!("passerelle: {warning}");
@@ -127,25 +127,54 @@ fn is_first(admin: &AdminClient) -> Result<bool> {
     Ok(admin.get("/admin/v1/keys")?["data"].as_array().is_some_and(|keys| keys.len() == 1))
 }
 
-/// The account that was named, or one of the key's own name with the limits that were stated.
-fn account_of(admin: &AdminClient, args: &CreateArgs) -> Result<AccountPath> {
-    let limits = args.limits.quota(&admin.calendar)?;
-    let has_limits = !limits.limits().is_empty();
-    if let Some(account) = &args.account {
-        if has_limits {
-            bail!("limits stand on accounts: `passerelle quota set {account} ...` states them");
+/// The account of a new key.
+enum Payer {
+    WasThere(AccountPath),
+    /// Of the key's own name, for this key alone.
+    IsNew(AccountPath),
+}
+
+impl Payer {
+    /// The account that was named, or one of the key's own name with the limits that were stated.
+    fn of(admin: &AdminClient, args: &CreateArgs) -> Result<Self> {
+        let limits = args.limits.quota(&admin.calendar)?;
+        let has_limits = !limits.limits().is_empty();
+        if let Some(account) = &args.account {
+            if has_limits {
+                bail!("limits stand on accounts: `passerelle quota set {account} ...` states them");
+            }
+            return Ok(Self::WasThere(account.clone()));
         }
-        return Ok(account.clone());
-    }
-    let account: AccountPath =
-        args.name.parse().with_context(|| format!("no account can be named after the key '{}'", args.name))?;
-    match admin.post("/admin/v1/accounts", &json!({"path": account, "limits": limits})) {
-        Err(error) if Refused::is_conflict(&error) && has_limits => {
-            bail!("the account '{account}' exists: `passerelle quota set {account} ...` changes its limits")
+        let account: AccountPath =
+            args.name.parse().with_context(|| format!("no account can be named after the key '{}'", args.name))?;
+        match admin.post("/admin/v1/accounts", &json!({"path": account, "limits": limits})) {
+            Err(error) if Refused::is_conflict(&error) && has_limits => {
+                bail!("the account '{account}' exists: `passerelle quota set {account} ...` changes its limits")
+            }
+            Err(error) if Refused::is_conflict(&error) => Ok(Self::WasThere(account)),
+            Err(error) => Err(error),
+            Ok(_) => Ok(Self::IsNew(account)),
         }
-        Err(error) if !Refused::is_conflict(&error) => Err(error),
-        Ok(_) | Err(_) => Ok(account),
     }
+
+    fn account(&self) -> &AccountPath {
+        match self {
+            Self::WasThere(account) | Self::IsNew(account) => account,
+        }
+    }
+
+    /// Where there is no key for it: a second attempt must find what the first one found.
+    fn take_back(&self, admin: &AdminClient) {
+        let Self::IsNew(account) = self else { return };
+        if let Err(error) = admin.delete(&format!("/admin/v1/accounts/{account}")) {
+            tell!("passerelle: the account '{account}' was made for the key, and stays: {error:#}");
+        }
+    }
+}
+
+/// No less, as a period of less than a second is more than none.
+fn whole_seconds(period: Period) -> u64 {
+    period.0.as_secs() + u64::from(period.0.subsec_nanos() > 0)
 }
 
 /// The key alone on standard output, so that a script can take it; what to know about it on standard error.

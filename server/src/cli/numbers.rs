@@ -8,5 +8,5 @@ pub(crate) fn count<N: FromStr>(text: &str) -> Result<N, String> {
 }
 
 pub(crate) fn number(text: &str) -> Result<f64, String> {
-    text.parse().map_err(|_| format!("`{text}` is no number"))
+    text.parse::<f64>().ok().filter(|number| number.is_finite()).ok_or_else(|| format!("`{text}` is no number"))
 }

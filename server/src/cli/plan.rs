@@ -55,12 +55,16 @@ pub(crate) struct PlanArgs {
 impl PlanArgs {
     pub(crate) fn run(self) -> Result<()> {
         let config = self.config(&Environment::read())?;
-        let (plan, notes) = if config.partitions.is_empty() || !self.on.is_empty() || self.devices.is_some() {
+        let (plan, mut notes) = if config.partitions.is_empty() || !self.on.is_empty() || self.devices.is_some() {
             let rooms = rooms::rooms(&self.on, self.devices.as_deref(), &config.engine)?;
             (plan(&self.demands(&config, &rooms, |_| true)?, &rooms), Vec::new())
         } else {
             self.as_configured(&config)?
         };
+        if let Some(folder) = config.server.models_dir.as_ref().filter(|_| self.models.is_empty()) {
+            let folder = folder.display();
+            notes.push(format!("{folder}: not planned: its models come and go, within shelf.memory of [shelf]"));
+        }
         if self.output.json {
             output::json(&print::as_json(&plan, &notes))?
         } else {

@@ -19,7 +19,7 @@ use serde::Serialize;
 use super::model_args::ModelArgs;
 use super::numbers::count;
 use super::output::{self, OutputArgs};
-use crate::serve::{self, Inspector, KeptHashes, Means};
+use crate::serve::{self, Inspector, KeptHashes, LoadContext};
 use progress::Progress;
 use resident::Resident;
 
@@ -154,7 +154,7 @@ impl Run<'_> {
         let left: Vec<_> = left.collect();
         let bar = progress.start(&model.name, (writer.num_done(), self.data.items.len()));
         if !left.is_empty() {
-            let loaded = serve::load(model, self.means())?;
+            let loaded = serve::load(model, self.context())?;
             let is_like = |reference: &Reference| loaded.text.tokenizer.has_vocabulary_of(&reference.tokenizer);
             ensure!(self.against.as_ref().is_none_or(is_like), "it has another vocabulary than what --against names");
             let items = plan::all(&loaded, &left, self.args.max_tokens.get())?;
@@ -174,12 +174,12 @@ impl Run<'_> {
         let found = serve::find_sources(std::slice::from_ref(source), &self.config.engine)?;
         let [model] = &found[..] else { bail!("--against {source}: holds {} checkpoints; name one", found.len()) };
         self.inspector.inspect(model, &self.hashes)?;
-        let loaded = serve::load(model, self.means())?;
+        let loaded = serve::load(model, self.context())?;
         Ok(Reference { digest: loaded.digest, tokenizer: loaded.text.tokenizer.clone(), model: loaded.model.into() })
     }
 
-    fn means(&self) -> Means<'_> {
-        Means { hub: &self.config.hub, compute: &self.compute, hashes: &self.hashes }
+    fn context(&self) -> LoadContext<'_> {
+        LoadContext { hub: &self.config.hub, compute: &self.compute, hashes: &self.hashes }
     }
 
     /// What they are held as. What activations of the other model are rounded to is part of what is kept of both.

@@ -164,16 +164,22 @@ fn export(admin: &AdminClient, file: Option<PathBuf>) -> Result<()> {
     let is_stdout = |path: &PathBuf| ["-", "/dev/stdout"].iter().any(|name| path == Path::new(name));
     let exported = match &file.filter(|file| !is_stdout(file)) {
         None => verify_csv(BufReader::new(Tee { from: ledger, to: io::stdout().lock() }))?,
-        Some(path) => {
-            let create = || format!("cannot write {}", path.display());
-            let mut out = BufWriter::new(open_new(path).with_context(create)?);
-            let exported = verify_csv(BufReader::new(Tee { from: ledger, to: &mut out }))?;
-            out.flush().with_context(create)?;
-            exported
-        }
+        Some(path) => write_new(path, ledger)?,
     };
     tell!("{} entries; the chain ends at {}", exported.entries, exported.head.hex());
     Ok(())
+}
+
+/// Of a file, all or nothing: half an export would be in the way of the next one.
+fn write_new(path: &Path, ledger: impl Read) -> Result<Exported> {
+    let named = || format!("cannot write {}", path.display());
+    let mut out = BufWriter::new(open_new(path).with_context(named)?);
+    let verified = verify_csv(BufReader::new(Tee { from: ledger, to: &mut out })).map_err(anyhow::Error::from);
+    let exported = verified.and_then(|exported| out.flush().map(|()| exported).with_context(named));
+    if exported.is_err() && path.is_file() {
+        std::fs::remove_file(path).with_context(named)?;
+    }
+    exported
 }
 
 /// An earlier export is what a later one is compared with, so a file must be new; a pipe or a device is there before.
@@ -208,10 +214,43 @@ fn verify(file: &Path, head: Option<&str>, output: OutputArgs) -> Result<()> {
         verify_csv(BufReader::new(open))?
     };
     if head.is_some_and(|head| head != found.hex()) {
-        bail!("every line follows from those before it, but the chain ends at {}: the file was cut short", found.hex());
+        bail!(
+            "every line follows from those before it, but the chain ends at {}: the file was cut short, or --head is \
+             of another export",
+            found.hex()
+        );
     }
     if output.json {
         return output::json(&json!({"entries": entries, "head": found.hex()}));
     }
     output::line(format_args!("{entries} entries, unbroken; the chain ends at {}", found.hex()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Breaks;
+
+    impl Read for Breaks {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::other("the server is gone"))
+        }
+    }
+
+    #[test]
+    fn an_export_that_breaks_off_leaves_no_half_of_one_and_touches_nothing_that_was_there() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("ledger.csv");
+        let error = write_new(&path, Breaks).expect_err("it broke off");
+        assert!(format!("{error:#}").contains("the server is gone"), "{error:#}");
+        assert!(!path.exists(), "the next export may have the name");
+        write_new(&path, &b"what is no export\n"[..]).expect_err("and has no use");
+        assert!(!path.exists());
+        std::fs::write(&path, "an earlier one").expect("the folder is writable");
+        write_new(&path, Breaks).expect_err("it is there");
+        assert_eq!(std::fs::read_to_string(&path).expect("it is there"), "an earlier one");
+        write_new(Path::new("/dev/null"), Breaks).expect_err("it broke off");
+        assert!(Path::new("/dev/null").exists());
+    }
 }

@@ -5,13 +5,16 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, value_parser};
 use jiff::Timestamp;
-use passerelle::config::{Environment, SLURM_JOB_END};
+use passerelle::config::{Environment, SLURM_JOB_END, check_partition_name};
 use passerelle::workers::Authority;
 
 use super::output;
 use super::serve::ServeArgs;
 use super::state_args::StateArgs;
 use crate::serve::{GatewayAddress, Lifeline, Sight, Until, WorkerAssignment, last_day, run_worker};
+
+/// A hundred years: no certificate counts to the end of time.
+const MOST_DAYS: i64 = 36_500;
 
 const HELP: &str = "\
 `passerelle serve` starts one for each of [[partitions]], with the options that it was started with itself, and again when it
@@ -63,7 +66,7 @@ struct EnrolArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// How long it is good for.
-    #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = value_parser!(u32).range(1..=MOST_DAYS))]
     days: u32,
     #[command(flatten)]
     state: StateArgs,
@@ -123,6 +126,7 @@ fn has_port(address: &str) -> bool {
 
 impl EnrolArgs {
     fn run(self) -> Result<()> {
+        check_partition_name("--partition", &self.partition)?;
         // Made, if there is none.
         let _data = self.state.data()?;
         let authority = Authority::open(&self.state.data_dir()?)?;

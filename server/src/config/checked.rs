@@ -174,7 +174,15 @@ pub const MODELS_DIR: &str = "server.models_dir (--models-dir)";
 pub const DEMO: &str = "demo";
 
 impl Config {
-    pub fn check(written: Written, environment: &Environment) -> Result<Self, ConfigError> {
+    pub fn check(mut written: Written, environment: &Environment) -> Result<Self, ConfigError> {
+        let file = written.file.take();
+        Self::check_settings(written, environment).map_err(|error| match file {
+            Some(file) => file.blamed(error, |alone| Self::check_settings(alone, environment).err()),
+            None => error,
+        })
+    }
+
+    fn check_settings(written: Written, environment: &Environment) -> Result<Self, ConfigError> {
         // Whoever forbids the network is obeyed: a file cannot take back what the environment says.
         let offline = written.server.offline == Some(true) || environment.hf_hub_offline;
         let engine = check_engine(&written.engine, environment)?;
@@ -253,6 +261,10 @@ fn check_server(written: WrittenServer, environment: &Environment) -> Result<Ser
     }
     if let Some(folder) = &written.models_dir {
         check_exists(MODELS_DIR, folder, Path::is_dir)?;
+    }
+    if written.trust.as_ref().is_some_and(Vec::is_empty) {
+        let problem = "names no key, and every model would be served; name one, or leave it out";
+        return Err(ConfigError::value("server.trust", problem));
     }
     let listen = written.listen.unwrap_or(Listen::DEFAULT);
     Ok(ServerConfig {
@@ -399,8 +411,10 @@ pub(super) fn processors(
     processors.map_err(|error| ConfigError::value(key(), error.to_string()))
 }
 
+/// Whoever writes more means no bound. Queues of so many can be made, and sums of them reckoned with.
 pub(super) fn count(written: Option<NonZeroUsize>, default: usize) -> usize {
-    written.map_or(default, usize::from)
+    const MOST: usize = u32::MAX as usize;
+    written.map_or(default, |count| count.get().min(MOST))
 }
 
 pub(super) fn period(written: Option<Period>, default: Duration) -> Duration {

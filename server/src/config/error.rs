@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a configuration is refused: where it stands, what is wrong, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -6,8 +6,8 @@ pub enum ConfigError {
     #[error("{}: cannot be read", .file.display())]
     Read { file: PathBuf, source: std::io::Error },
     #[error("{}:{line}:{column}: {problem}", .file.display())]
-    Syntax { file: PathBuf, line: usize, column: usize, problem: String },
-    /// Found after the file and the command line were laid over each other, so it names the key and not a line.
+    InFile { file: PathBuf, line: usize, column: usize, problem: String },
+    /// Of no file, or not of one alone: it may be the command line's.
     #[error("{key}: {problem}")]
     Value { key: String, problem: String },
 }
@@ -15,5 +15,17 @@ pub enum ConfigError {
 impl ConfigError {
     pub(super) fn value(key: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Value { key: key.into(), problem: problem.into() }
+    }
+
+    /// `start`: in bytes, where a character of `text` begins.
+    pub(super) fn in_file(file: &Path, text: &str, start: usize, problem: String) -> Self {
+        let before = &text[..start];
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Self::InFile {
+            file: file.into(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+            problem,
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use super::{ConfigError, DEMO, Listen, Written, sections};
+use super::{ConfigError, DEMO, Listen, Written, WrittenFile, sections};
 use crate::spelling::nearest;
 
 /// Reads and parses `file`. Relative paths inside it are relative to its folder, so that a configuration means the same
@@ -46,15 +46,14 @@ pub fn read(file: &Path) -> Result<Written, ConfigError> {
         model.tokenizer = model.tokenizer.take().map(beside);
         model.chat_template = model.chat_template.take().map(|file| folder.join(file));
     }
+    let behind = WrittenFile::new(file, text, &written);
+    written.file = Some(Box::new(behind));
     Ok(written)
 }
 
 /// What `file` holds is `text`: any TOML that people write, with the errors of a configuration.
 pub fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, ConfigError> {
-    toml::from_str(text).map_err(|error| {
-        let homes = |key: &str| sections::knowing::<T>(key);
-        syntax_error(file, text, &error, &homes)
-    })
+    toml::from_str(text).map_err(|error| syntax_error::<T>(file, text, &error))
 }
 
 /// `org/name` is a hub id as well as a path, so only `./` and `../` are taken as paths beside the file.
@@ -64,25 +63,60 @@ fn beside(folder: &Path, source: &str) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// `homes`: the headers under which a key is known.
-fn syntax_error(file: &Path, text: &str, error: &toml::de::Error, homes: &dyn Fn(&str) -> Vec<String>) -> ConfigError {
+/// Of a file that `T` should be read from.
+fn syntax_error<T: DeserializeOwned>(file: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
     let start = error.span().map_or(0, |span| span.start.min(text.len()));
-    let before = &text[..start];
-    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    let problem = match key_before(&before[line_start..]) {
-        Some(key) => format!("{key}: {}", explain(error.message(), homes)),
-        None => explain(error.message(), homes),
+    if let Some((start, problem)) = of_another_shape::<T>(error.message(), text.split_at(start)) {
+        return ConfigError::in_file(file, text, start, problem);
+    }
+    let homes = |key: &str| sections::knowing::<T>(key);
+    let problem = match key_before(&text[..start]) {
+        Some(key) => format!("{key}: {}", explain(error.message(), &homes)),
+        None => explain(error.message(), &homes),
     };
-    ConfigError::Syntax {
-        file: file.into(),
-        line: before.matches('\n').count() + 1,
-        column: before[line_start..].chars().count() + 1,
-        problem,
+    ConfigError::in_file(file, text, start, problem)
+}
+
+/// That a table stands where there may be several, or several where there is one, and at which byte: serde names neither.
+fn of_another_shape<T: DeserializeOwned>(message: &str, (before, rest): (&str, &str)) -> Option<(usize, String)> {
+    let is_one_for_several = message.starts_with("invalid type: map, expected a sequence");
+    let (above, at) = (before.lines().rev().find_map(Header::of), Header::of(rest));
+    match (key_before(before).map(Header::Table).or(at), at.or(above)) {
+        (Some(Header::Table(name)), _) if is_one_for_several && sections::is_list::<T>(name) => {
+            Some((before.len(), format!("`{name}` is a list: write [[{name}]] above each of them")))
+        }
+        (_, Some(Header::List(name))) if sections::is_table::<T>(name) => {
+            let start = before.rfind(&format!("[[{name}]]")).unwrap_or(before.len());
+            Some((start, format!("`{name}` is one table: write [{name}]")))
+        }
+        _ => None,
     }
 }
 
-/// The key whose value begins behind `line`, also inside braces; serde names the value alone.
-fn key_before(line: &str) -> Option<&str> {
+/// What stands above settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Header<'a> {
+    /// `[NAME]`
+    Table(&'a str),
+    /// `[[NAME]]`
+    List(&'a str),
+}
+
+impl<'a> Header<'a> {
+    /// Which one the text begins with.
+    fn of(text: &'a str) -> Option<Self> {
+        let inside = text.trim_start().strip_prefix('[')?;
+        let (inside, is_list) = inside.strip_prefix('[').map_or((inside, false), |inside| (inside, true));
+        let name = inside.split_once(']')?.0.trim();
+        let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+        let header = if is_list { Self::List(name) } else { Self::Table(name) };
+        (!name.is_empty() && name.bytes().all(is_bare)).then_some(header)
+    }
+}
+
+/// The key whose value begins behind `text`, on the same line, also inside braces; serde names the value alone.
+fn key_before(text: &str) -> Option<&str> {
+    let line = text.rsplit('\n').next()?;
     let keys = line.trim_end().strip_suffix('=')?.trim_end();
     let is_between = |character: char| character.is_whitespace() || matches!(character, '{' | '[' | ',');
     keys.rsplit(is_between).next().filter(|key| !key.is_empty())
@@ -125,7 +159,7 @@ fn in_words(expected: &str) -> &str {
         "f64" => "a number",
         "a sequence" => "a list, written `[\"A\", \"B\"]`; of tables it is written `[[NAME]]`",
         "a string" => "a text, in quotes",
-        "a map" => "a table, written `{ NAME = VALUE }`",
+        _ if expected == "a map" || expected.starts_with("struct ") => "a table, written `{ NAME = VALUE }`",
         "socket address" => "an address, like \"127.0.0.1:9443\"",
         other => other,
     }

@@ -2,7 +2,8 @@
 //!
 //! [`Written`] is a configuration as somebody wrote it: a TOML file, the command line, or one laid over the other. Every
 //! key is optional, and a key that does not exist is refused with its line and its nearest neighbour.
-//! [`Config`] is what the rooms may rely on: defaults filled in, ranges and contradictions checked.
+//! [`Config`] is what the rooms may rely on: defaults filled in, ranges and contradictions checked. What of a file is refused
+//! there is told with its line as well ([`WrittenFile`]).
 //!
 //! This is the only room that reads the environment, and it reads it once ([`Environment`]).
 
@@ -26,6 +27,7 @@ mod steps;
 mod tls;
 mod upstreams;
 mod written;
+mod written_file;
 
 pub use aliases::{Aliases, check_targets};
 pub use checked::{
@@ -44,7 +46,7 @@ pub use listen::Listen;
 pub use model_flag::ModelFlag;
 pub use models::{ModelConfig, fits_as_checkpoint};
 pub use origin::Origin;
-pub use partitions::{PartitionConfig, WorkersConfig};
+pub use partitions::{PartitionConfig, WorkersConfig, check_partition_name};
 pub use shadow::{Candidate, Candidates, ShadowConfig, check_candidates};
 pub use shelf::ShelfConfig;
 pub use steps::{StatedSteps, StepSizes};
@@ -54,6 +56,7 @@ pub use written::{
     Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar, WrittenLimits, WrittenLog, WrittenModel,
     WrittenPartition, WrittenRouting, WrittenServer, WrittenShadow, WrittenShelf, WrittenUpstream, WrittenWorkers,
 };
+pub use written_file::WrittenFile;
 
 pub use crate::units::{ByteSize, Period};
 

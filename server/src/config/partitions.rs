@@ -8,7 +8,7 @@ use passerelle_models::ops::ProcessorSet;
 
 use super::checked::{period, processors, some_period};
 use super::ledger::is_factor;
-use super::models::fits_as_name;
+use super::models::{fits_as_name, no_name};
 use super::{ConfigError, ModelConfig, WorkerPlace, WrittenPartition, WrittenWorkers};
 use crate::placement::{Device, Partition, PartitionError};
 
@@ -56,9 +56,7 @@ pub(super) fn check_partitions(
 ) -> Result<Vec<PartitionConfig>, ConfigError> {
     let mut names = HashSet::new();
     for (place, WrittenPartition { name, .. }) in written.iter().enumerate() {
-        if !fits_as_name(name) {
-            return Err(ConfigError::value(key(place, "name"), format!("`{name}` is not a name")));
-        }
+        check_partition_name(key(place, "name"), name)?;
         if !names.insert(name.as_str()) {
             return Err(ConfigError::value(key(place, "name"), format!("two partitions are named `{name}`")));
         }
@@ -82,6 +80,11 @@ pub(super) fn check_partitions(
         return Err(ConfigError::value("workers.listen", problem));
     }
     written.into_iter().enumerate().map(|(place, written)| check_partition(place, written)).collect()
+}
+
+/// `key`: what errors call whatever says the name.
+pub fn check_partition_name(key: impl Into<String>, name: &str) -> Result<(), ConfigError> {
+    if fits_as_name(name) { Ok(()) } else { Err(ConfigError::value(key, no_name(name, "one"))) }
 }
 
 fn key(place: usize, setting: &str) -> String {

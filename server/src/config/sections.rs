@@ -17,6 +17,20 @@ pub(super) fn knowing<T: DeserializeOwned>(key: &str) -> Vec<String> {
     headers.collect()
 }
 
+/// Whether `[[name]]` begins one of several tables, though more may have to be written in each.
+pub(super) fn is_list<T: DeserializeOwned>(name: &str) -> bool {
+    may_be::<T>(&format!("[[{name}]]\n"))
+}
+
+/// Whether `[name]` begins the one table of this name.
+pub(super) fn is_table<T: DeserializeOwned>(name: &str) -> bool {
+    may_be::<T>(&format!("[{name}]\n"))
+}
+
+fn may_be<T: DeserializeOwned>(header: &str) -> bool {
+    toml::from_str::<T>(header).err().is_none_or(|error| error.message().starts_with("missing field"))
+}
+
 /// All names at the top of a file, which serde lists where it meets another one.
 fn sections<T: DeserializeOwned>() -> Vec<String> {
     let Err(error) = toml::from_str::<T>(&format!("{NOBODYS} = 0")) else { return Vec::new() };

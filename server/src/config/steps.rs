@@ -45,7 +45,7 @@ impl StatedSteps {
     /// `None`: a CPU. What was not written makes room for what was.
     pub fn on(self, backend: Option<Backend>) -> StepSizes {
         let default = if backend.is_some() { OF_ACCELERATOR } else { OF_CPU };
-        let least_tokens = self.max_num_seqs.map_or(0, usize::from);
+        let least_tokens = count(self.max_num_seqs, 0);
         let tokens = count(self.max_num_batched_tokens, default.max_num_batched_tokens.max(least_tokens));
         StepSizes {
             max_num_seqs: count(self.max_num_seqs, default.max_num_seqs.min(tokens)),

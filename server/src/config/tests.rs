@@ -52,15 +52,52 @@ fn a_wrong_type_is_refused_in_words_that_ask_for_no_rust() {
         ),
         ("engine.threads = true", ":1:18: engine.threads: invalid type: boolean `true`"),
         (
-            "[models]\nsource = \"demo\"\n",
-            "expected a list, written `[\"A\", \"B\"]`; of tables it is written `[[NAME]]`",
+            "[server]\ntrust = \"a.pub\"\n",
+            ":2:9: trust: invalid type: string \"a.pub\", expected a list, written `[\"A\", \"B\"]`",
         ),
+        ("server = 3", "server: invalid type: integer `3`, expected a table, written `{ NAME = VALUE }`"),
         ("[aliases]\nchat = \"demo\"\n", "expected a table, written `{ NAME = VALUE }`"),
         ("[workers]\nlisten = 3\n", "expected an address, like \"127.0.0.1:9443\""),
     ] {
         let message = refusal(text);
         assert!(message.contains(expected), "{message}");
     }
+}
+
+#[test]
+fn a_table_in_the_place_of_several_is_told_by_its_name_and_so_are_several_in_the_place_of_one() {
+    for (text, expected) in [
+        ("[models]\nsource = \"demo\"\n", ":1:1: `models` is a list: write [[models]] above each of them"),
+        ("[log]\n[upstreams]\nmodel = \"m\"\n", ":2:1: `upstreams` is a list: write [[upstreams]]"),
+        ("partitions = { name = \"a\" }\n", ":1:14: `partitions` is a list: write [[partitions]]"),
+        ("[log]\n[[server]]\nlisten = \"127.0.0.1:1\"\n", ":2:1: `server` is one table: write [server]"),
+        ("[[log]]\nformat = \"json\"\n", ":1:1: `log` is one table: write [log]"),
+        ("[[aliases]]\nchat = { demo = 1 }\n", ":1:1: `aliases` is one table: write [aliases]"),
+    ] {
+        let message = refusal(text);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn a_setting_that_is_refused_once_all_is_read_is_told_with_its_line_unless_the_command_line_is_at_fault() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("p.toml");
+    let refusal = |text: &str, command_line: &str| {
+        std::fs::write(&file, text).expect("the folder is writable");
+        let over: Written = toml::from_str(command_line).expect("the test's TOML is well formed");
+        let written = over.over(read(&file).expect("it is well formed"));
+        Config::check(written, &environment()).expect_err(text).to_string()
+    };
+    let place = |line: usize, column: usize| format!("{}:{line}:{column}: ", file.display());
+    let threads = "# mine\n[engine]\nthreads = 2000\n";
+    assert_eq!(refusal(threads, ""), format!("{}engine.threads (--threads): 2000 are more than 1024", place(3, 1)));
+    let said = refusal("[engine]\nthreads = 4\n", "[engine]\nthreads = 2000");
+    assert!(said.starts_with("engine.threads (--threads): 2000"), "the file is right: {said}");
+    let partitions = "[[partitions]]\nname = \"a\"\n[[partitions]]\n  name = \"b c\"\n";
+    assert!(refusal(partitions, "").starts_with(&format!("{}partitions[1].name: `b c` is not a name", place(4, 3))));
+    let missing = refusal("[server]\ntls_key = \"k.pem\"\n", "");
+    assert!(missing.starts_with(&format!("{}server.tls_certificate: is missing", place(1, 2))), "{missing}");
 }
 
 #[test]
@@ -210,6 +247,34 @@ fn a_path_on_the_command_line_may_hold_what_means_something_elsewhere() {
     assert!(flag("=x").is_err() && flag("x=").is_err());
     let error = check("models = [{ source = \"./run@1\" }, { source = \"./run@2\" }]").expect_err("no names");
     assert!(error.to_string().contains("`run@1` is not a name; write NAME=SOURCE"), "{error}");
+}
+
+#[test]
+fn a_partition_has_a_name_as_a_model_has() {
+    for odd in ["a b", "", ".a", "\u{e9}"] {
+        let error = check(&format!("[[partitions]]\nname = \"{odd}\"")).expect_err(odd).to_string();
+        assert!(error.starts_with(&format!("partitions[0].name: `{odd}` is not a name; write one with ")), "{error}");
+        let said = check_partition_name("--partition", odd).expect_err(odd).to_string();
+        assert_eq!(said.strip_prefix("--partition: "), error.strip_prefix("partitions[0].name: "));
+    }
+}
+
+#[test]
+fn trust_in_nobody_is_not_taken_for_trust_in_everybody() {
+    let error = check("[server]\ntrust = []").expect_err("every model would be served").to_string();
+    assert!(error.starts_with("server.trust: names no key"), "{error}");
+}
+
+#[test]
+fn a_number_beyond_any_need_is_a_bound_that_queues_can_be_made_of() {
+    let config = check(
+        "[api]\nmax_concurrent_requests = 9223372036854775807\n[engine]\nmax_num_seqs = 9223372036854775807\n\
+         max_queued_tokens = 4294967294\n",
+    )
+    .expect("no bound is meant");
+    let (most, steps) = (u32::MAX as usize, config.engine.steps);
+    assert_eq!((config.api.max_concurrent_requests, config.engine.max_queued_tokens), (most, most - 1));
+    assert_eq!((steps.max_num_seqs, steps.max_num_batched_tokens), (most, most));
 }
 
 #[test]

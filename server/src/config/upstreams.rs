@@ -176,11 +176,12 @@ pub(super) fn check_routing(written: &WrittenRouting) -> Result<RoutingConfig, C
     })
 }
 
-/// `HOST:PORT` or `HOST`. A URL that holds a name and a password is refused: it would be logged.
+/// `HOST:PORT` or `HOST`. A URL that holds a name and a password is refused: it would be logged. So is one with a question,
+/// which paths cannot follow.
 fn authority(url: &str) -> Option<&str> {
     let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))?;
     let authority = rest.split('/').next().unwrap_or_default();
-    (!authority.is_empty() && !authority.contains('@')).then_some(authority)
+    (!authority.is_empty() && !authority.contains('@') && !rest.contains(['?', '#'])).then_some(authority)
 }
 
 fn is_loopback(authority: &str) -> bool {
@@ -230,7 +231,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_an_address_is_refused() {
-        for odd in ["10.0.0.7:8000", "ftp://h", "http://", "http://user:secret@h"] {
+        for odd in ["10.0.0.7:8000", "ftp://h", "http://", "http://user:secret@h", "http://h/v1?key=x", "http://h#x"] {
             let error = refusal(&format!("upstreams = [{{ model = \"m\", url = \"{odd}\" }}]"));
             assert!(error.contains("is not a URL"), "{error}");
         }

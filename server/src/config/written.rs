@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{
     ActivationDtype, Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Numa, Period, Reasoning,
-    ToolCalls, UpstreamKind, WeightDtype, WrittenLedger,
+    ToolCalls, UpstreamKind, WeightDtype, WrittenFile, WrittenLedger,
 };
 use crate::placement::DeviceChoice;
 
@@ -51,6 +51,9 @@ pub struct Written {
     pub limits: WrittenLimits,
     pub ledger: WrittenLedger,
     pub log: WrittenLog,
+    /// Where it was read, if anywhere.
+    #[serde(skip)]
+    pub file: Option<Box<WrittenFile>>,
 }
 
 impl Written {
@@ -74,6 +77,7 @@ impl Written {
             limits: self.limits.over(below.limits),
             ledger: self.ledger.over(below.ledger),
             log: self.log.over(below.log),
+            file: self.file.or(below.file),
         }
     }
 }

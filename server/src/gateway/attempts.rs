@@ -1,7 +1,7 @@
 //! How often, and after what, a request is tried on another replica. All tries run under one reservation, and only
 //! before the client was sent anything.
 
-use super::replica::{ReplicaId, SubmitError};
+use super::replica::{ReplicaId, ReplicaRefusal};
 use super::upstream::Failure;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +56,8 @@ impl Attempts {
         self.next(replica, hopeless)
     }
 
-    pub fn engine_refused(&mut self, replica: ReplicaId, error: &SubmitError) -> Verdict {
-        let hopeless = matches!(error, SubmitError::ExceedsContext(_) | SubmitError::Refused { .. });
+    pub fn engine_refused(&mut self, replica: ReplicaId, error: &ReplicaRefusal) -> Verdict {
+        let hopeless = matches!(error, ReplicaRefusal::ExceedsContext(_) | ReplicaRefusal::Refused { .. });
         self.next(replica, hopeless)
     }
 
@@ -102,8 +102,8 @@ mod tests {
     fn what_is_the_requests_own_fault_is_not_tried_again() {
         assert_eq!(verdicts(&[Failure::Refused(Box::default())]), [Verdict::GiveUp]);
         let mut attempts = Attempts::new(RetryBounds::default());
-        assert_eq!(attempts.engine_refused(ReplicaId(0), &SubmitError::QueueFull), Verdict::TryAnother);
-        let long = SubmitError::ExceedsContext("9".into());
+        assert_eq!(attempts.engine_refused(ReplicaId(0), &ReplicaRefusal::QueueFull), Verdict::TryAnother);
+        let long = ReplicaRefusal::ExceedsContext("9".into());
         assert_eq!(attempts.engine_refused(ReplicaId(1), &long), Verdict::GiveUp);
         assert_eq!(attempts.passed(), [ReplicaId(0), ReplicaId(1)]);
     }
@@ -116,6 +116,6 @@ mod tests {
             assert_eq!(attempts.cannot_serve(ReplicaId(upstream)), Verdict::TryAnother);
         }
         assert_eq!(attempts.passed().len(), 5);
-        assert_eq!(attempts.engine_refused(ReplicaId(5), &SubmitError::QueueFull), Verdict::GiveUp);
+        assert_eq!(attempts.engine_refused(ReplicaId(5), &ReplicaRefusal::QueueFull), Verdict::GiveUp);
     }
 }

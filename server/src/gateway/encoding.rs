@@ -12,7 +12,7 @@ use passerelle_engine::{EncodeReply, EncodeRequest, RequestError, Usage};
 use super::generation::NotStarted;
 use super::journal::EntryEnd;
 use super::ledger::Reservation;
-use super::replica::{InFlight, Replica, SubmitError};
+use super::replica::{InFlight, Replica, ReplicaRefusal};
 
 #[derive(Debug)]
 #[must_use = "dropping an encoding cancels and settles it"]
@@ -51,7 +51,7 @@ impl Encoding {
     }
 
     /// Hands over one more text. A full queue refuses it, and has room again once one of these has been answered.
-    pub fn push(&mut self, text: EncodeRequest) -> Result<(), SubmitError> {
+    pub fn push(&mut self, text: EncodeRequest) -> Result<(), ReplicaRefusal> {
         let (reply, in_flight) = self.replica.encode(text)?;
         self.reservation.proof().by(reply.count());
         self.texts.push_back(TextInFlight { reply, _in_flight: in_flight });

@@ -15,7 +15,7 @@ use passerelle_engine::{Event, EventStream, FinishReason, Request, SharedModel, 
 
 use super::journal::EntryEnd;
 use super::ledger::Reservation;
-use super::replica::{InFlight, Replica, SubmitError};
+use super::replica::{InFlight, Replica, ReplicaRefusal};
 use grants::{Grants, Progress};
 
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub struct Generation {
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct NotStarted {
-    pub error: SubmitError,
+    pub error: ReplicaRefusal,
     pub reservation: Reservation,
 }
 

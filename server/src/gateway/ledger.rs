@@ -48,7 +48,7 @@ use counter::HeldIs;
 use line::Ticket;
 use numbers::{Number, Numbers};
 pub(super) use origins::Origins;
-use page::{Origin, Trial};
+use page::{CounterSource, Trial};
 use pages::Pages;
 use reservation::Taken;
 pub use wall::ClockBounds;
@@ -57,7 +57,7 @@ use wall::{Reading, Wall};
 pub use amounts::{Ask, Reserve};
 pub use headroom::{LimitState, RateLimitState, WindowState};
 pub use line::{LineBounds, NoTurn};
-pub use origins::Origin as RemoteReservation;
+pub use origins::PeerReservation;
 pub use refusal::{Refusal, Retry};
 pub use reservation::{Denied, Reservation};
 pub use totals::{LedgerFigures, LedgerTotals};
@@ -246,7 +246,7 @@ impl Ledger {
         let (_, demand) = self.demand(caller, ask);
         let mut pages = self.books.open();
         let now = self.books.now();
-        let slots = pages.slots(&caller.account, now, self.books.origin());
+        let slots = pages.slots(&caller.account, now, self.books.counter_source());
         let asked = (&demand, ask.model.as_deref());
         match pages.refusal_if((&caller.account, &slots), asked, (now, HeldIs::ComingBack)) {
             // It came back meanwhile.
@@ -263,7 +263,7 @@ impl Ledger {
         (ticket, now): (Option<Ticket>, Now),
     ) -> Result<Taken, Refusal> {
         let (first_part, demand) = self.demand(caller, ask);
-        let slots = pages.slots(&caller.account, now, self.books.origin());
+        let slots = pages.slots(&caller.account, now, self.books.counter_source());
         let asked = (&demand, ask.model.as_deref());
         let demand = pages.in_turn((&caller.account, &slots), asked, ticket, (self.books.parts.overrun, now))?;
         let holdings = pages.admit(&slots, (&demand, ask.model.as_deref()), now);
@@ -429,8 +429,8 @@ impl Books {
         Some(parts.journal.open(opening, trust(caller)))
     }
 
-    fn origin(&self) -> Origin<'_> {
-        Origin { calendar: &self.parts.calendar, spent: self.parts.spent.as_ref() }
+    fn counter_source(&self) -> CounterSource<'_> {
+        CounterSource { calendar: &self.parts.calendar, spent: self.parts.spent.as_ref() }
     }
 }
 

@@ -17,7 +17,7 @@ pub mod attribution;
 pub mod auth;
 pub mod breaker;
 mod chance;
-pub mod comparing;
+pub mod comparison;
 pub mod data;
 pub mod directory;
 pub mod encoding;
@@ -41,18 +41,18 @@ pub use alias::Alias;
 pub use attempts::{Attempts, RetryBounds, Verdict};
 pub use attribution::{Asker, Attribution};
 pub use auth::{AuthError, Authenticator};
-pub use comparing::Comparing;
+pub use comparison::ComparedPrompt;
 pub use data::{DataDir, DataError, Restored};
 pub use directory::{Directory, DirectoryError};
 pub use encoding::Encoding;
 pub use generation::{Generation, NotStarted};
 pub use ledger::{
-    Ask, Ledger, LedgerFigures, LedgerParts, LedgerTotals, PartBounds, RateLimitState, Refusal, RemoteReservation,
+    Ask, Ledger, LedgerFigures, LedgerParts, LedgerTotals, PartBounds, PeerReservation, RateLimitState, Refusal,
     Reservation, Reserve, Retry, WindowState,
 };
 pub use quota::{Limit, LimitName, Quota, QuotaError};
 pub use relay::{CallSize, NotRelayed, Relay};
-pub use replica::{Load, Replica, ReplicaDoor, ReplicaId, SubmitError};
+pub use replica::{Load, Replica, ReplicaDoor, ReplicaId, ReplicaRefusal};
 pub use router::{PrefixHint, RouteError, Router};
 pub use shadow::Shadow;
 pub use shelf::Shelf;

@@ -27,11 +27,11 @@ impl fmt::Display for ReplicaId {
 /// What the gateway may do with an engine.
 pub trait ReplicaDoor: Send + Sync + fmt::Debug {
     /// Never waits: a full queue, an engine that is gone and a request that can never fit are answered at once.
-    fn submit(&self, request: Request) -> Result<EventStream, SubmitError>;
+    fn submit(&self, request: Request) -> Result<EventStream, ReplicaRefusal>;
 
     /// As [`ReplicaDoor::submit`], for a text that is to become a vector. Only encoders do that.
-    fn encode(&self, _: EncodeRequest) -> Result<EncodeReply, SubmitError> {
-        Err(SubmitError::Refused { parameter: Some("model"), why: "this model makes no vectors".to_owned() })
+    fn encode(&self, _: EncodeRequest) -> Result<EncodeReply, ReplicaRefusal> {
+        Err(ReplicaRefusal::Refused { parameter: Some("model"), why: "this model makes no vectors".to_owned() })
     }
 
     /// For others who run it in turn with this replica. `None` for what is not to be lent, or has ended.
@@ -40,8 +40,8 @@ pub trait ReplicaDoor: Send + Sync + fmt::Debug {
     }
 
     /// Where [`ReplicaDoor::shared_model`] is `None`.
-    fn why_not_lent(&self) -> SubmitError {
-        SubmitError::Closed
+    fn why_not_lent(&self) -> ReplicaRefusal {
+        ReplicaRefusal::Closed
     }
 
     fn load(&self) -> Load;
@@ -53,7 +53,7 @@ pub trait ReplicaDoor: Send + Sync + fmt::Debug {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SubmitError {
+pub enum ReplicaRefusal {
     #[error("the queue of this replica is full")]
     QueueFull,
     #[error("this replica is shutting down")]
@@ -206,10 +206,10 @@ impl Replica {
         }
     }
 
-    pub(super) fn why_not_lent(&self) -> SubmitError {
+    pub(super) fn why_not_lent(&self) -> ReplicaRefusal {
         match &self.side {
             Side::Engine(engine) => engine.door.why_not_lent(),
-            Side::Upstream(_) => SubmitError::Closed,
+            Side::Upstream(_) => ReplicaRefusal::Closed,
         }
     }
 
@@ -236,31 +236,31 @@ impl Replica {
     }
 
     /// [`super::Generation::start`] is how requests come here. An upstream takes none in this form.
-    pub(super) fn submit(self: &Arc<Self>, request: Request) -> Result<(EventStream, InFlight), SubmitError> {
-        let Side::Engine(engine) = &self.side else { return Err(SubmitError::Closed) };
+    pub(super) fn submit(self: &Arc<Self>, request: Request) -> Result<(EventStream, InFlight), ReplicaRefusal> {
+        let Side::Engine(engine) = &self.side else { return Err(ReplicaRefusal::Closed) };
         // Counted before the engine has it, so that two routers of one instant see each other.
         let most = u64::from(request.sampling.max_tokens) * u64::from(request.num_choices.get());
         let in_flight = self.hold(request.prompt.len() as u64 + most);
         let submitted = engine.door.submit(request);
-        if matches!(submitted, Err(SubmitError::Closed | SubmitError::Dead)) {
+        if matches!(submitted, Err(ReplicaRefusal::Closed | ReplicaRefusal::Dead)) {
             engine.closed.store(true, Ordering::Relaxed);
         }
         Ok((submitted?, in_flight))
     }
 
     /// [`super::Encoding`] is how texts come here. An upstream takes none.
-    pub(super) fn encode(self: &Arc<Self>, text: EncodeRequest) -> Result<(EncodeReply, InFlight), SubmitError> {
-        let Side::Engine(engine) = &self.side else { return Err(SubmitError::Closed) };
+    pub(super) fn encode(self: &Arc<Self>, text: EncodeRequest) -> Result<(EncodeReply, InFlight), ReplicaRefusal> {
+        let Side::Engine(engine) = &self.side else { return Err(ReplicaRefusal::Closed) };
         let in_flight = self.hold(text.tokens.len() as u64);
         let submitted = engine.door.encode(text);
-        if matches!(submitted, Err(SubmitError::Closed | SubmitError::Dead)) {
+        if matches!(submitted, Err(ReplicaRefusal::Closed | ReplicaRefusal::Dead)) {
             engine.closed.store(true, Ordering::Relaxed);
         }
         Ok((submitted?, in_flight))
     }
 
-    /// [`super::Comparing`] is how texts come to two models at once. While it is held, the replica has work.
-    pub(super) fn lend(self: &Arc<Self>, tokens: u64) -> Result<(SharedModel, InFlight), SubmitError> {
+    /// [`super::ComparedPrompt`] is how texts come to two models at once. While it is held, the replica has work.
+    pub(super) fn lend(self: &Arc<Self>, tokens: u64) -> Result<(SharedModel, InFlight), ReplicaRefusal> {
         let in_flight = self.hold(tokens);
         Ok((self.shared_model().ok_or_else(|| self.why_not_lent())?, in_flight))
     }
@@ -358,7 +358,7 @@ impl Drop for InFlight {
 }
 
 impl ReplicaDoor for EngineHandle {
-    fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
+    fn submit(&self, request: Request) -> Result<EventStream, ReplicaRefusal> {
         Ok(EngineHandle::submit(self, request)?)
     }
 
@@ -373,7 +373,7 @@ impl ReplicaDoor for EngineHandle {
     fn load(&self) -> Load {
         let stats = self.stats();
         Load {
-            waiting_requests: stats.waiting + stats.preempted,
+            waiting_requests: stats.waiting + stats.preempted + stats.resuming,
             // Who has left the queue for the step in flight counts as running from its end.
             running_requests: stats.running.max(usize::from(stats.step_started.is_some())),
             progress: self.progress(),
@@ -385,11 +385,11 @@ impl ReplicaDoor for EngineHandle {
 }
 
 impl ReplicaDoor for EncoderHandle {
-    fn submit(&self, _: Request) -> Result<EventStream, SubmitError> {
-        Err(SubmitError::Refused { parameter: Some("model"), why: "this model generates no text".to_owned() })
+    fn submit(&self, _: Request) -> Result<EventStream, ReplicaRefusal> {
+        Err(ReplicaRefusal::Refused { parameter: Some("model"), why: "this model generates no text".to_owned() })
     }
 
-    fn encode(&self, text: EncodeRequest) -> Result<EncodeReply, SubmitError> {
+    fn encode(&self, text: EncodeRequest) -> Result<EncodeReply, ReplicaRefusal> {
         Ok(EncoderHandle::submit(self, text)?)
     }
 
@@ -406,7 +406,7 @@ impl ReplicaDoor for EncoderHandle {
     }
 }
 
-impl From<passerelle_engine::SubmitError> for SubmitError {
+impl From<passerelle_engine::SubmitError> for ReplicaRefusal {
     fn from(cause: passerelle_engine::SubmitError) -> Self {
         use passerelle_engine::SubmitError as Cause;
         match cause {

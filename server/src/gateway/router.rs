@@ -26,7 +26,7 @@ const LEADING_BYTES: usize = 256;
 
 #[derive(Debug)]
 pub struct Router {
-    models: BTreeMap<String, ServedModel>,
+    models: BTreeMap<String, RoutedModel>,
     clock: Arc<dyn Clock>,
     chance: Chance,
 }
@@ -56,7 +56,7 @@ pub enum RouteError {
 }
 
 #[derive(Debug)]
-struct ServedModel {
+struct RoutedModel {
     entry: ModelEntry,
     pool: Pool,
     has_upstream: bool,
@@ -73,7 +73,7 @@ impl Router {
         let serve = |(name, replicas): (String, Vec<Arc<Replica>>)| {
             let entry = ModelEntry { name: name.clone(), created };
             let has_upstream = replicas.iter().any(|replica| replica.as_upstream().is_some());
-            (name, ServedModel { entry, pool: Pool::new(replicas), has_upstream })
+            (name, RoutedModel { entry, pool: Pool::new(replicas), has_upstream })
         };
         Self { models: pools.into_iter().map(serve).collect(), clock, chance: Chance::new(seed) }
     }
@@ -149,7 +149,7 @@ impl Router {
 
     /// Whether no replica of the model has a place for anybody.
     pub fn is_full(&self, model: &str) -> bool {
-        let full = |served: &ServedModel| served.pool.replicas().iter().all(|replica| replica.is_full());
+        let full = |served: &RoutedModel| served.pool.replicas().iter().all(|replica| replica.is_full());
         self.models.get(model).is_some_and(full)
     }
 

@@ -61,6 +61,6 @@ fn ref_path(id: &HubId, folder: &Path) -> PathBuf {
     folder.join("refs").join(id.revision())
 }
 
-fn repo_folder(id: &HubId, cache_dir: &Path) -> PathBuf {
+pub(super) fn repo_folder(id: &HubId, cache_dir: &Path) -> PathBuf {
     cache_dir.join(format!("models--{}", id.repo().replace('/', "--")))
 }

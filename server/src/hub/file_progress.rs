@@ -1,8 +1,6 @@
 //! How the transfer of one file shows.
 
-use std::cell::Cell;
 use std::io::{Write, stderr};
-use std::rc::Rc;
 
 use hf_hub::api::Progress;
 use indicatif::ProgressBar;
@@ -14,10 +12,9 @@ const LINES_PER_FILE: u64 = 10;
 /// Files below this are over before anyone could read about them.
 const MIN_SHOWN_BYTES: u64 = 1 << 20;
 
-/// Follows one file. `size` is what the hub announced, known after the transfer began.
+/// Follows one file.
 pub(super) struct FileProgress {
     display: Display,
-    size: Rc<Cell<Option<u64>>>,
 }
 
 enum Display {
@@ -27,19 +24,18 @@ enum Display {
 }
 
 impl FileProgress {
-    pub(super) fn new(output: ProgressOutput, size: Rc<Cell<Option<u64>>>) -> Self {
+    pub(super) fn new(output: ProgressOutput) -> Self {
         let display = match output {
             ProgressOutput::Bar => Display::Bar(ProgressBar::new(0)),
             ProgressOutput::Lines => Display::Lines { file: String::new(), size: 0, done: 0, lines: 0 },
             ProgressOutput::Silent => Display::Silent,
         };
-        Self { display, size }
+        Self { display }
     }
 }
 
 impl Progress for FileProgress {
     fn init(&mut self, size: usize, filename: &str) {
-        self.size.set(Some(size as u64));
         match &mut self.display {
             Display::Bar(bar) => Progress::init(bar, size, filename),
             display @ Display::Lines { .. } => {

@@ -41,6 +41,7 @@ pub(super) fn is_description(file: &str) -> bool {
 }
 
 /// `1_Pooling/config.json` or `2_Dense/model.safetensors` of an embedding model.
+#[cfg(any(feature = "hub", test))]
 fn is_module_file(file: &str) -> bool {
     let folder = file.strip_suffix("/config.json").or_else(|| file.strip_suffix("/model.safetensors"));
     let Some(folder) = folder else { return false };

@@ -9,8 +9,10 @@
 //! ```
 //!
 //! A download that was interrupted goes on where `<etag>.part` ends. Large files are checked against the SHA-256 that
-//! names them. Offline, or built without the feature `hub`, nothing here opens a socket.
+//! names them, before they get that name. Offline, or built without the feature `hub`, nothing here opens a socket.
 
+#[cfg(feature = "hub")]
+mod blobs;
 mod cache;
 #[cfg_attr(not(feature = "hub"), path = "no_download.rs")]
 mod download;

@@ -135,8 +135,11 @@ pub const GPU_TIME: Metric = gauge(
     "Normalised GPU time since the start; of a partition, billed, under_use (may be negative) and idle add up to elapsed.",
 );
 
-pub const WAITING: Metric =
-    gauge("passerelle_waiting_requests", &["model"], "Requests that wait for their first step, after the last step.");
+pub const WAITING: Metric = gauge(
+    "passerelle_waiting_requests",
+    &["model"],
+    "Requests that wait for their first step, and sequences that wait to run again, after the last step.",
+);
 pub const RUNNING: Metric =
     gauge("passerelle_running_sequences", &["model"], "Sequences that hold KV blocks, after the last step.");
 pub const KV_BLOCKS_USED: Metric =

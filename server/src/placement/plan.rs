@@ -11,6 +11,9 @@ use crate::units::ByteSize;
 pub use filled::{FilledPartition, PlacedModel};
 pub use shortage::{Fits, Remedy, Shortage};
 
+/// Elements of the longest head that a model may have on an accelerator, which `passerelle_models` refuses to load others on.
+const MOST_HEAD_DIM: usize = 256;
+
 /// A model that is to run, and what is asked of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelDemand {
@@ -122,7 +125,13 @@ pub fn plan(models: &[ModelDemand], rooms: &[PartitionRoom]) -> Plan {
 impl ModelDemand {
     /// Whether there are kernels for how it is to be computed.
     fn runs_on(&self, room: &PartitionRoom) -> bool {
-        room.backend.is_none() || !self.keeps_int8() && self.activation_dtype == ActivationDtype::Int16
+        let is_wide = !self.keeps_int8() && self.activation_dtype == ActivationDtype::Int16;
+        room.backend.is_none() || is_wide && self.long_head_dim().is_none()
+    }
+
+    /// Elements of its heads, where these are longer than kernels for accelerators take.
+    fn long_head_dim(&self) -> Option<usize> {
+        self.kv.as_ref().map(|kv| kv.head_dim).filter(|head_dim| *head_dim > MOST_HEAD_DIM)
     }
 
     fn keeps_int8(&self) -> bool {

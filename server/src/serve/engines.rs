@@ -27,7 +27,7 @@ use super::report;
 
 /// The models that stay, ready to be asked.
 pub(crate) struct Fleet {
-    pub(crate) workshop: Workshop,
+    pub(crate) factory: EngineFactory,
     pub(crate) running: Vec<Running>,
     /// Where two of the models read one text.
     pub(crate) comparisons: ComparisonLane,
@@ -39,7 +39,7 @@ pub(crate) struct Fleet {
 
 /// What every engine of this process is made with.
 #[derive(Clone)]
-pub(crate) struct Workshop {
+pub(crate) struct EngineFactory {
     pub(crate) compute: Compute,
     pub(crate) metrics: Arc<Metrics>,
     config: EngineConfig,
@@ -78,27 +78,27 @@ pub(crate) struct EngineBounds {
 }
 
 /// Those that generate divide the KV memory.
-pub(crate) fn start(loaded: Vec<AnyLoaded>, workshop: Workshop) -> Result<Fleet> {
-    let config = &workshop.config;
+pub(crate) fn start(loaded: Vec<AnyLoaded>, factory: EngineFactory) -> Result<Fleet> {
+    let config = &factory.config;
     let generators = loaded.iter().filter_map(AnyLoaded::generator);
     let demands: Vec<KvDemand> = generators.map(|model| kv_demand(model, config)).collect();
-    let memory = stated_or_of_device(config.kv_cache_memory, &workshop.compute);
-    let blocks = share_kv_memory((memory, workshop.memory_key.as_str()), &demands)?;
-    if workshop.compute.device().is_cpu() {
-        warn_of_more_than_free((demands.as_slice(), blocks.as_slice()), &workshop.memory_key);
+    let memory = stated_or_of_device(config.kv_cache_memory, &factory.compute);
+    let blocks = share_kv_memory((memory, factory.memory_key.as_str()), &demands)?;
+    if factory.compute.device().is_cpu() {
+        warn_of_more_than_free((demands.as_slice(), blocks.as_slice()), &factory.memory_key);
     }
     let mut blocks = blocks.into_iter();
     let prices = loaded.iter().map(|model| (model.name().to_owned(), price(model.description()))).collect();
     let (mut running_all, mut served_all, mut replicas) = (Vec::new(), Vec::new(), Vec::new());
     for (model, id) in loaded.into_iter().zip(0..) {
         let num_kv_blocks = model.generator().and_then(|_| blocks.next()).unwrap_or(0);
-        let Started { running, served, replica } = workshop.start(model, num_kv_blocks, ReplicaId(id))?;
+        let Started { running, served, replica } = factory.start(model, num_kv_blocks, ReplicaId(id))?;
         running_all.push(running);
         served_all.push(served);
         replicas.push(replica);
     }
-    let comparisons = workshop.comparison_lane()?;
-    Ok(Fleet { workshop, running: running_all, comparisons, served: served_all, replicas, prices })
+    let comparisons = factory.comparison_lane()?;
+    Ok(Fleet { factory, running: running_all, comparisons, served: served_all, replicas, prices })
 }
 
 /// A cache takes its memory behind the start, so that one for which there is none ends the process then, and says nothing now.
@@ -113,7 +113,7 @@ fn warn_of_more_than_free((demands, blocks): (&[KvDemand], &[usize]), key: &str)
     }
 }
 
-impl Workshop {
+impl EngineFactory {
     /// `models`: the names of all that are served from the start.
     pub(crate) fn new<'a>(
         (config, gpu_factor): (&EngineConfig, f64),

@@ -45,7 +45,7 @@ struct Entry {
     /// 0 of versions that did not measure it.
     #[serde(default)]
     prompt_context_token_ns: f64,
-    /// The same.
+    /// 0 of versions that did not measure it.
     #[serde(default)]
     lone_token_ns: f64,
 }
@@ -114,13 +114,15 @@ impl Entry {
         Self { prompt_token_ns, generated_token_ns, context_token_ns, prompt_context_token_ns, lone_token_ns }
     }
 
-    /// No work is free, and none takes an hour.
+    /// No work is free, no token takes an hour, and none that is only looked at a second.
     fn model(&self) -> Option<CostModel> {
         const HOUR_NS: f64 = 3.6e12;
+        const SECOND_NS: f64 = 1e9;
         let &Self { prompt_token_ns, generated_token_ns, context_token_ns, prompt_context_token_ns, lone_token_ns } =
             self;
         let all = [prompt_token_ns, generated_token_ns, context_token_ns, prompt_context_token_ns, lone_token_ns];
-        let can_be = all.iter().all(|ns| *ns > 0.0 && *ns < HOUR_NS);
+        let can_be = all.iter().all(|ns| *ns > 0.0 && *ns < HOUR_NS)
+            && [context_token_ns, prompt_context_token_ns].iter().all(|ns| *ns < SECOND_NS);
         can_be.then_some(CostModel {
             prompt_token_ns,
             generated_token_ns,

@@ -76,30 +76,30 @@ impl AnyDescription {
 
 /// What every model is loaded with.
 #[derive(Clone, Copy)]
-pub(crate) struct Means<'a> {
+pub(crate) struct LoadContext<'a> {
     pub(crate) hub: &'a HubConfig,
     pub(crate) compute: &'a Compute,
     pub(crate) hashes: &'a KeptHashes,
 }
 
 /// The models that the configuration names and that lie on no partition, in its order.
-pub(crate) fn load_all(config: &Config, means: Means<'_>) -> Result<Vec<AnyLoaded>> {
+pub(crate) fn load_all(config: &Config, context: LoadContext<'_>) -> Result<Vec<AnyLoaded>> {
     // All of them first: where one is not what was signed, nothing is loaded.
     let inspector = Inspector::new(config)?;
     let here = || config.models.iter().filter(|model| model.partition.is_none());
-    here().try_for_each(|model| inspector.inspect(model, means.hashes))?;
-    here().map(|model| load_any(model, means)).collect()
+    here().try_for_each(|model| inspector.inspect(model, context.hashes))?;
+    here().map(|model| load_any(model, context)).collect()
 }
 
-pub(super) fn load_any(model: &ModelConfig, means: Means<'_>) -> Result<AnyLoaded> {
+pub(super) fn load_any(model: &ModelConfig, context: LoadContext<'_>) -> Result<AnyLoaded> {
     let named = || format!("model `{}`", model.name);
-    let files = find_files(&model.source, wanted_of(model), means.hub).with_context(named)?;
+    let files = find_files(&model.source, wanted_of(model), context.hub).with_context(named)?;
     // Before its tokenizer is missed.
     Manifest::require_parts(&files).with_context(named)?;
     match checkpoint_kind(&files).with_context(named)? {
-        CheckpointKind::Generator => Ok(AnyLoaded::Generator(Box::new(load(model, means)?))),
+        CheckpointKind::Generator => Ok(AnyLoaded::Generator(Box::new(load(model, context)?))),
         CheckpointKind::Encoder => {
-            Ok(AnyLoaded::Encoder(Box::new(load_encoder(model, files, means).with_context(named)?)))
+            Ok(AnyLoaded::Encoder(Box::new(load_encoder(model, files, context).with_context(named)?)))
         }
     }
 }
@@ -139,14 +139,14 @@ pub(crate) fn find_files(source: &str, wanted: Wanted, config: &HubConfig) -> Re
     })
 }
 
-pub(crate) fn load(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
-    load_named(model, means).with_context(|| format!("model `{}`", model.name))
+pub(crate) fn load(model: &ModelConfig, context: LoadContext<'_>) -> Result<Loaded> {
+    load_named(model, context).with_context(|| format!("model `{}`", model.name))
 }
 
-fn load_named(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
-    let files = find_files(&model.source, wanted_of(model), means.hub)?;
-    let ((text, loaded), digest) = beside_hashing((&model.name, &files), means, |compute, show| {
-        beside_text((model, &files), means.hub, show, |watch| {
+fn load_named(model: &ModelConfig, context: LoadContext<'_>) -> Result<Loaded> {
+    let files = find_files(&model.source, wanted_of(model), context.hub)?;
+    let ((text, loaded), digest) = beside_hashing((&model.name, &files), context, |compute, show| {
+        beside_text((model, &files), context.hub, show, |watch| {
             Ok(passerelle_models::load(&files, compute, &load_options(model), watch)?)
         })
     })?;
@@ -170,9 +170,9 @@ pub(crate) fn wanted_of(model: &ModelConfig) -> Wanted {
     if model.tokenizer.is_some() { Wanted::CheckpointWithoutTokenizer } else { Wanted::Checkpoint }
 }
 
-fn load_encoder(model: &ModelConfig, files: CheckpointFiles, means: Means<'_>) -> Result<LoadedEncoder> {
-    let ((text, loaded), digest) = beside_hashing((&model.name, &files), means, |compute, show| {
-        beside_text((model, &files), means.hub, show, |watch| {
+fn load_encoder(model: &ModelConfig, files: CheckpointFiles, context: LoadContext<'_>) -> Result<LoadedEncoder> {
+    let ((text, loaded), digest) = beside_hashing((&model.name, &files), context, |compute, show| {
+        beside_text((model, &files), context.hub, show, |watch| {
             Ok(passerelle_models::load_encoder(&files, compute, &load_options(model), watch)?)
         })
     })?;
@@ -209,7 +209,7 @@ fn beside_text<T>(
 /// A file is hashed by one thread, which takes longer than all others take to load it; so these leave it a processor.
 fn beside_hashing<T>(
     (name, files): (&str, &CheckpointFiles),
-    Means { compute, hashes, .. }: Means<'_>,
+    LoadContext { compute, hashes, .. }: LoadContext<'_>,
     load: impl FnOnce(&Compute, &mut dyn FnMut(LoadProgress)) -> Result<T>,
 ) -> Result<(T, ModelDigest)> {
     let bars = MultiProgress::with_draw_target(draw_target());

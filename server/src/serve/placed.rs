@@ -16,7 +16,7 @@ use passerelle_engine::StepObserver;
 use passerelle_models::{CheckpointFiles, EncoderOutput, ModelDigest};
 
 use super::defaults;
-use super::engines::{self, Workshop};
+use super::engines::{self, EngineFactory};
 use super::hashes::KeptHashes;
 use super::ledger::facts_of;
 use super::models::{self, AnyDescription, find_files, wanted_of};
@@ -46,13 +46,17 @@ struct PlacedModel {
 
 impl Placed {
     /// Everything about the models but their weights, of which it reads the digests alone. `first_id`: of their replicas.
-    pub(super) fn read(config: &Config, (workshop, hashes): (&Workshop, &KeptHashes), first_id: u32) -> Result<Self> {
+    pub(super) fn read(
+        config: &Config,
+        (factory, hashes): (&EngineFactory, &KeptHashes),
+        first_id: u32,
+    ) -> Result<Self> {
         let inspector = Inspector::new(config)?;
         let mut placed = Self::default();
         for PartitionConfig { name, gpu_factor, .. } in &config.partitions {
             let lie_there = config.models.iter().filter(|model| model.partition.as_ref() == Some(name));
             let factor = gpu_factor.unwrap_or(config.ledger.gpu_factor);
-            workshop.metrics.hours().place((name.as_str(), factor), lie_there.map(|model| model.name.clone()));
+            factory.metrics.hours().place((name.as_str(), factor), lie_there.map(|model| model.name.clone()));
         }
         for (partition, model) in config.partitions.iter().flat_map(|partition| {
             let lies_here = move |model: &&ModelConfig| model.partition.as_ref() == Some(&partition.name);
@@ -61,7 +65,7 @@ impl Placed {
             let id = ReplicaId(first_id + placed.models.len() as u32);
             // What it proves is told to `hashes`, so that the digest is of what was signed.
             inspector.inspect(model, hashes)?;
-            let model = PlacedModel::read((config, partition, model), (workshop, hashes), id)
+            let model = PlacedModel::read((config, partition, model), (factory, hashes), id)
                 .with_context(|| format!("model `{}` on partition `{}`", model.name, partition.name))?;
             placed.models.push(model);
         }
@@ -112,7 +116,7 @@ impl Placed {
 impl PlacedModel {
     fn read(
         (config, partition, model): (&Config, &PartitionConfig, &ModelConfig),
-        (workshop, hashes): (&Workshop, &KeptHashes),
+        (factory, hashes): (&EngineFactory, &KeptHashes),
         id: ReplicaId,
     ) -> Result<Self> {
         let files = find_files(&model.source, wanted_of(model), &config.hub)?;
@@ -132,8 +136,8 @@ impl PlacedModel {
             longest_hand_over: config.workers.longest_hand_over,
             vector_len: vector_len(&description),
         };
-        let observer: Arc<dyn StepObserver> = Arc::new(workshop.metrics.engine(&model.name));
-        let replica = RemoteReplica::new(model.name.as_str(), bounds, workshop.clock(), observer);
+        let observer: Arc<dyn StepObserver> = Arc::new(factory.metrics.engine(&model.name));
+        let replica = RemoteReplica::new(model.name.as_str(), bounds, factory.clock(), observer);
         let device = kind_of_device(partition);
         Ok(Self { config: model.clone(), files, description, digest, text, replica, id, device })
     }

@@ -1,4 +1,4 @@
-//! The hands of the shelf: one thread looks at the folder, one brings models into memory and lets them go.
+//! The threads of the shelf: one thread looks at the folder, one brings models into memory and lets them go.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -22,12 +22,12 @@ use passerelle::trust::stated_digest;
 use passerelle_engine::clock::Clock;
 use passerelle_models::{ModelDescription, WeightLayout, footprint};
 
-use super::engines::{self, Running, RunningHandle, Started, Workshop};
+use super::engines::{self, EngineFactory, Running, RunningHandle, Started};
 use super::folder::{self, Found, Look, Stamp};
 use super::hashes::KeptHashes;
 use super::ledger::facts_of;
 use super::memory::free_memory;
-use super::models::{self, Means};
+use super::models::{self, LoadContext};
 use super::tariff::Pricing;
 use super::trusted::Inspector;
 
@@ -57,14 +57,14 @@ type Catalogue = Arc<Mutex<BTreeMap<String, ModelConfig>>>;
 /// A shelf whose folder was looked at, before anything is loaded.
 pub(super) struct NewShelf {
     pub(super) shelf: Shelf,
-    looker: Looker,
+    watcher: FolderWatcher,
     look_interval: Duration,
-    hands: HandsParts,
+    loader: LoaderParts,
 }
 
 /// What loading takes, beside the server that is told of it.
-struct HandsParts {
-    workshop: Workshop,
+struct LoaderParts {
+    factory: EngineFactory,
     hub: HubConfig,
     inspector: Inspector,
     hashes: Arc<KeptHashes>,
@@ -77,7 +77,7 @@ impl NewShelf {
     /// `None` without a folder. `staying`: names of models that stay. Errors when a key that is trusted cannot be read.
     pub(super) fn open(
         config: &Config,
-        (workshop, clock): (Workshop, &Arc<dyn Clock>),
+        (factory, clock): (EngineFactory, &Arc<dyn Clock>),
         (pricing, tariff): (Pricing, &Arc<Tariff>),
         staying: &[String],
     ) -> Result<Option<Self>> {
@@ -92,7 +92,7 @@ impl NewShelf {
         let shelf = Shelf::new(memory.0, Arc::clone(clock));
         let (pricing, catalogue) = (Arc::new(pricing), Catalogue::default());
         let hashes = Arc::new(KeptHashes::open(&config.server.data_dir));
-        let mut looker = Looker {
+        let mut watcher = FolderWatcher {
             folder,
             engine: config.engine.clone(),
             hub: config.hub.clone(),
@@ -102,7 +102,7 @@ impl NewShelf {
             memory,
             max_models: config.shelf.max_models,
             staying: staying.iter().cloned().collect(),
-            workshop: workshop.clone(),
+            factory: factory.clone(),
             pricing: Arc::clone(&pricing),
             tariff: Arc::clone(tariff),
             catalogue: Arc::clone(&catalogue),
@@ -111,27 +111,27 @@ impl NewShelf {
             told: BTreeSet::new(),
         };
         let upstreams = config.upstreams.iter().map(|upstream| upstream.model.as_str());
-        looker.look(&config.aliases.keys().map(String::as_str).chain(upstreams).collect());
+        watcher.look(&config.aliases.keys().map(String::as_str).chain(upstreams).collect());
         tracing::info!(models = shelf.rows().len(), %memory, "models of the folder come when they are asked for");
         let (hub, kv_cache) = (config.hub.clone(), config.shelf.kv_cache);
-        let hands = HandsParts { workshop, hub, inspector, hashes, kv_cache, pricing, catalogue };
-        Ok(Some(Self { shelf, looker, look_interval: config.shelf.look_interval, hands }))
+        let loader = LoaderParts { factory, hub, inspector, hashes, kv_cache, pricing, catalogue };
+        Ok(Some(Self { shelf, watcher, look_interval: config.shelf.look_interval, loader }))
     }
 
     /// From now on models come when they are asked for, and the folder is looked at.
     pub(super) fn keep(self, state: AppState) -> Result<ShelfKeeper> {
-        let Self { shelf, mut looker, look_interval, hands } = self;
+        let Self { shelf, mut watcher, look_interval, loader } = self;
         let resident = Arc::new(Mutex::new(Residents::new()));
-        let mut hands = Hands {
+        let mut loader = ModelLoader {
             shelf: shelf.clone(),
             state: state.clone(),
             resident: Arc::clone(&resident),
             next_id: FIRST_REPLICA,
-            parts: hands,
+            parts: loader,
         };
         let (stop, stopped) = sync_channel(0);
-        spawn("models", move || hands.obey())?;
-        spawn("models folder", move || looker.look_every((look_interval, &stopped), &state))?;
+        spawn("models", move || loader.obey())?;
+        spawn("models folder", move || watcher.look_every((look_interval, &stopped), &state))?;
         Ok(ShelfKeeper { shelf, resident, _stop_looking: stop })
     }
 }
@@ -153,15 +153,15 @@ impl Drop for ShelfKeeper {
 }
 
 /// Carries out what the shelf decides, one order after the other.
-struct Hands {
+struct ModelLoader {
     shelf: Shelf,
     state: AppState,
     resident: Arc<Mutex<Residents>>,
     next_id: u32,
-    parts: HandsParts,
+    parts: LoaderParts,
 }
 
-impl Hands {
+impl ModelLoader {
     fn obey(&mut self) {
         while let Some(order) = self.shelf.next_order() {
             match order {
@@ -185,27 +185,27 @@ impl Hands {
     }
 
     fn bring(&mut self, name: &str) -> Result<()> {
-        let HandsParts { workshop, hub, inspector, hashes, kv_cache, pricing, catalogue } = &self.parts;
+        let LoaderParts { factory, hub, inspector, hashes, kv_cache, pricing, catalogue } = &self.parts;
         let model = lock(catalogue).get(name).cloned().context("it is gone from the folder")?;
         let identify = || self.shelf.identify(name, disk_digest(&model, (hub, hashes, inspector)));
         // Again: it may have changed since it was found. Also one that is refused for it is shown as what it is now.
         let inspected = inspector.inspect(&model, &**hashes);
         identify();
         inspected?;
-        let loaded = models::load_any(&model, Means { hub, compute: &workshop.compute, hashes })?;
+        let loaded = models::load_any(&model, LoadContext { hub, compute: &factory.compute, hashes })?;
         identify();
         let is = loaded.description();
-        let price = pricing.price((name, workshop.partition()), engines::price(is))?;
+        let price = pricing.price((name, factory.partition()), engines::price(is))?;
         let weights_bytes = is.resident_bytes.unwrap_or(is.stored_bytes);
-        let (num_kv_blocks, kv_bytes) = workshop.kv_blocks(&loaded, (*kv_cache, KV_CACHE))?;
+        let (num_kv_blocks, kv_bytes) = factory.kv_blocks(&loaded, (*kv_cache, KV_CACHE))?;
         self.shelf.weighed(name, weights_bytes.saturating_add(kv_bytes))?;
         let id = ReplicaId(self.next_id);
         self.next_id = self.next_id.checked_add(1).unwrap_or(FIRST_REPLICA);
-        let Started { running, served, replica } = workshop.start(loaded, num_kv_blocks, id)?;
+        let Started { running, served, replica } = factory.start(loaded, num_kv_blocks, id)?;
         // Before anybody can ask for it: what is admitted is priced and named.
         let ledger = self.state.ledger();
         ledger.tariff().set(name, price);
-        ledger.know(name, facts_of(&served, &workshop.partition().into()));
+        ledger.know(name, facts_of(&served, &factory.partition().into()));
         lock(&self.resident).insert(name.to_owned(), (running, id));
         self.state.change_serving(|former| former.with_model(served, replica));
         Ok(())
@@ -224,7 +224,7 @@ impl Hands {
 }
 
 /// Tells the shelf what lies in the folder.
-struct Looker {
+struct FolderWatcher {
     folder: PathBuf,
     engine: EngineConfig,
     hub: HubConfig,
@@ -235,7 +235,7 @@ struct Looker {
     max_models: usize,
     /// Names of models that stay.
     staying: BTreeSet<String>,
-    workshop: Workshop,
+    factory: EngineFactory,
     pricing: Arc<Pricing>,
     tariff: Arc<Tariff>,
     catalogue: Catalogue,
@@ -245,7 +245,7 @@ struct Looker {
     told: BTreeSet<String>,
 }
 
-impl Looker {
+impl FolderWatcher {
     /// Until the other end of `stopped` is dropped.
     fn look_every(&mut self, (interval, stopped): (Duration, &Receiver<()>), state: &AppState) {
         while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(interval) {
@@ -332,14 +332,14 @@ impl Looker {
         self.inspector.inspect(model, &*self.hashes)?;
         let description = models::describe(model, &self.hub)?;
         let is = description.model();
-        let price = self.pricing.price((&model.name, self.workshop.partition()), engines::price(is))?;
+        let price = self.pricing.price((&model.name, self.factory.partition()), engines::price(is))?;
         // Before it is loaded: a process that died may have left requests of it to be settled, and limits say what is left.
         if self.tariff.price(&model.name).is_none() {
             self.tariff.set(&model.name, price);
         }
         let files = models::find_files(&model.source, models::wanted_of(model), &self.hub)?;
         let taken = footprint(&files, &models::load_options(model), WeightLayout::Panels)?;
-        let kv_cache_bytes = self.workshop.kv_bytes(&taken, (self.kv_cache, KV_CACHE))?;
+        let kv_cache_bytes = self.factory.kv_bytes(&taken, (self.kv_cache, KV_CACHE))?;
         let size = Size { weights_bytes: weights_bytes(model.dtype, is), kv_cache_bytes };
         self.require_room(size)?;
         Ok(size)

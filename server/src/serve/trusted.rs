@@ -35,6 +35,7 @@ impl Inspector {
     }
 
     /// As [`Inspector::inspect`], for a checkpoint of which only the tokenizer is read.
+    #[cfg(feature = "upstream")]
     pub(crate) fn inspect_folder(&self, folder: &Path) -> Result<()> {
         match &self.keys {
             Some(keys) => verify(keys, &CheckpointFiles::directory(folder)?, &NothingKnown),

@@ -19,12 +19,12 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::devices::{DeviceKey, Sight, compute_on};
-use super::engines::{self, Fleet, RunningHandle, Workshop};
+use super::engines::{self, EngineFactory, Fleet, RunningHandle};
 use super::gateway_address::{GatewayAddress, needs_enrolment};
 use super::hashes::KeptHashes;
 use super::kept_costs::KeptCosts;
 use super::memory::KV_CACHE_MEMORY;
-use super::models::{self, AnyLoaded, Means};
+use super::models::{self, AnyLoaded, LoadContext};
 use super::signals::Signals;
 use super::{logging, runtime};
 
@@ -209,8 +209,8 @@ impl LoadedPartition {
     ) -> Result<Self> {
         let compute = compute_on(&config.engine, &DeviceKey::of_partition(partition), sight)?;
         let hashes = KeptHashes::open(&config.server.data_dir);
-        let means = Means { hub: &config.hub, compute: &compute, hashes: &hashes };
-        let loaded = models::load_all(config, means)?;
+        let context = LoadContext { hub: &config.hub, compute: &compute, hashes: &hashes };
+        let loaded = models::load_all(config, context)?;
         let weights: Vec<u64> = loaded.iter().map(AnyLoaded::weights_bytes).collect();
         let (engine, memory_key) = within(&config.engine, partition, weights.iter().sum())?;
         let names = config.models.iter().map(|model| model.name.as_str());
@@ -218,10 +218,10 @@ impl LoadedPartition {
             names.clone().map(|name| (name.to_owned(), Arc::new(StepTap::new(Arc::clone(bell))))).collect();
         let (device, kernels) = (super::report::device(&compute).to_owned(), compute.kernels().to_string());
         let threads = compute.num_threads();
-        let workshop = Workshop::new((&engine, config.ledger.gpu_factor), compute, clock, names)?
+        let factory = EngineFactory::new((&engine, config.ledger.gpu_factor), compute, clock, names)?
             .bounded_by(memory_key)
             .remembering(KeptCosts::open(&config.server.data_dir));
-        let fleet = engines::start(loaded, workshop.observed_by(observers(&taps)))?;
+        let fleet = engines::start(loaded, factory.observed_by(observers(&taps)))?;
         let facts = WorkerFacts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             partition: partition.name.clone(),

@@ -29,7 +29,7 @@ use tokio::time::{sleep, timeout};
 
 use super::caps;
 use super::devices::OneDevice;
-use super::engines::Workshop;
+use super::engines::EngineFactory;
 use super::listener::{ACCEPT_RETRY, listen_unix, remove_left_over};
 use super::memory_order::spawn_first_to_go;
 use super::placed::Placed;
@@ -98,7 +98,7 @@ impl Drop for WorkersKeeper {
 pub(super) struct Arrivals {
     pub(super) placed: Arc<Placed>,
     pub(super) state: AppState,
-    pub(super) workshop: Workshop,
+    pub(super) factory: EngineFactory,
 }
 
 impl Arrivals {
@@ -131,7 +131,7 @@ pub(super) fn open(
     let _in_runtime = runtime.enter();
     let listener = listen(&socket).with_context(|| format!("cannot listen to workers on {}", socket.display()))?;
     let slots = arrivals.placed.slots.clone();
-    let clock = arrivals.workshop.clock();
+    let clock = arrivals.factory.clock();
     let bounds = GateBounds {
         longest_silence: config.workers.longest_silence,
         longest_standstill: config.workers.longest_standstill,
@@ -140,7 +140,7 @@ pub(super) fn open(
     // Strangers that dial from elsewhere take no place of a worker of this machine.
     let places = || Arc::new(Semaphore::new(slots.len() * CONNECTIONS_PER_PARTITION));
     let mut tasks = vec![runtime.spawn(let_in(listener, gate.clone(), places()))];
-    tasks.push(runtime.spawn(report(slots.clone(), Arc::clone(&arrivals.workshop.metrics), Arc::clone(&clock))));
+    tasks.push(runtime.spawn(report(slots.clone(), Arc::clone(&arrivals.factory.metrics), Arc::clone(&clock))));
     if let Some(address) = config.workers.listen {
         let remote = RemoteEntry::open(address, &config.server.data_dir).context("workers.listen")?;
         tasks.push(runtime.spawn(remote.let_in(gate, places())));

@@ -12,7 +12,7 @@ use super::detokenizer::Detokenizer;
 use super::fixtures::{Random, TEXTS, added_token};
 use super::model::TextModel;
 use super::prompt::{PromptEncoder, for_template};
-use super::template::{ChatPrompt, PromptEnd};
+use super::template::{PromptEnd, TemplateInput};
 use super::tokenizer::{AddSpecialTokens, SkipSpecialTokens, SpecialTokens, Tokenizer};
 
 #[derive(Deserialize)]
@@ -132,8 +132,8 @@ impl Asked {
         Self { messages, tools, end, variables, now: Duration::from_secs_f64(now) }
     }
 
-    fn prompt(&self) -> ChatPrompt<'_> {
-        ChatPrompt {
+    fn prompt(&self) -> TemplateInput<'_> {
+        TemplateInput {
             messages: &self.messages,
             tools: self.tools.as_deref(),
             documents: None,
@@ -222,7 +222,7 @@ fn messages_become_the_reference_s_prompts() {
             let at = format!("{name} {}", conversation.name);
             let asked = Asked::of(conversation, chats.now);
             let messages: Vec<Value> = asked.messages.iter().map(for_template).collect();
-            let rendered = template.render(&ChatPrompt { messages: &messages, ..asked.prompt() });
+            let rendered = template.render(&TemplateInput { messages: &messages, ..asked.prompt() });
             let ids = PromptEncoder::new(&model.tokenizer, template).encode(&asked.prompt());
             let golden = &family.cases[&conversation.name];
             match (rendered, &golden.text, &golden.refused) {

@@ -110,17 +110,21 @@ fn a_template_that_cannot_be_compiled_is_refused_in_time() {
 
 #[test]
 fn patterns_that_backtrack_do_not_hold_a_request_up() {
+    let mut tried = 0;
     for pattern in ["(a+)+$", "(a|aa)+$", "(?=(a+))*b", "(a*)*\\1b"] {
         let mut json = byte_level_json();
         json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]});
-        let Ok(tokenizer) = Tokenizer::from_bytes(json.to_string().as_bytes()) else { continue };
         let clock = SystemClock::new();
         // Refused or encoded, but soon.
-        let _ = tokenizer.encode(&("a".repeat(5_000) + "!"), AddSpecialTokens::No, SpecialTokens::Parse);
+        if let Ok(tokenizer) = Tokenizer::from_bytes(json.to_string().as_bytes()) {
+            let _ = tokenizer.encode(&("a".repeat(5_000) + "!"), AddSpecialTokens::No, SpecialTokens::Parse);
+            tried += 1;
+        }
         assert!(clock.now() < MOST_TIME, "{pattern}: {:?}", clock.now());
     }
+    assert!(tried > 0, "every tokenizer was refused");
 }
 
 /// Whatever single damage a tokenizer takes, it is refused, or it encodes and decodes without a panic.

@@ -25,7 +25,7 @@ pub use model::TextModel;
 pub use prompt::PromptEncoder;
 pub use reasoning::{ReasoningFormat, ReasoningStart};
 pub use stop::{StopMatcher, StopOutput};
-pub use template::{ChatPrompt, ChatTemplate, PromptEnd};
+pub use template::{ChatTemplate, PromptEnd, TemplateInput};
 pub use tokenizer::{AddSpecialTokens, SkipSpecialTokens, SpecialTokens, Tokenizer};
 pub use tools::{CallForm, CallIds, CallLayout, ToolCallParser, ToolFormat};
 pub use vocabulary::Vocabulary;

@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 
 use super::TextError;
 use super::special::SpecialStrings;
-use super::template::{ChatPrompt, ChatTemplate};
+use super::template::{ChatTemplate, TemplateInput};
 use super::tokenizer::{AddSpecialTokens, SpecialTokens, Tokenizer};
 
 /// Private characters, one for each distinct string that is followed. The last two of the plane are no characters, and the
@@ -45,9 +45,9 @@ impl<'a> PromptEncoder<'a> {
     }
 
     /// The prompt's token ids. The template writes BOS if the model wants one, so none is added here.
-    pub fn encode(&self, prompt: &ChatPrompt<'_>) -> Result<Vec<u32>, TextError> {
+    pub fn encode(&self, prompt: &TemplateInput<'_>) -> Result<Vec<u32>, TextError> {
         let messages: Vec<Value> = prompt.messages.iter().map(for_template).collect();
-        let prompt = ChatPrompt { messages: &messages, ..*prompt };
+        let prompt = TemplateInput { messages: &messages, ..*prompt };
         let mut followed = Followed::new(self.tokenizer.special_strings());
         let messages = followed.replace_messages(prompt.messages);
         let tools = prompt.tools.map(|tools| followed.replace_list(tools));
@@ -57,7 +57,7 @@ impl<'a> PromptEncoder<'a> {
             let text = self.template.render(&prompt)?;
             return self.tokenizer.encode(&text, AddSpecialTokens::No, SpecialTokens::Parse);
         }
-        let replaced = ChatPrompt {
+        let replaced = TemplateInput {
             messages: &messages,
             tools: tools.as_deref(),
             documents: documents.as_deref(),

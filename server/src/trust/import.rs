@@ -176,6 +176,10 @@ fn mend(path: &Path, manifest: &Manifest, (fresh, watch): (&Path, Watch<'_>)) ->
             Err(Mismatch::Missing(damaged) | Mismatch::Changed(damaged) | Mismatch::Unread(damaged)) => {
                 let part = damaged.strip_prefix(path).ok().filter(|part| !part.as_os_str().is_empty());
                 let from = fresh.join(part.unwrap_or(Path::new(Manifest::GGUF)));
+                // That of a module may be gone with all that it held.
+                if let Some(folder) = damaged.parent() {
+                    fs::create_dir_all(folder).map_err(at(folder))?;
+                }
                 fs::rename(from, &damaged).map_err(at(&damaged))?;
                 num_mended += 1;
             }

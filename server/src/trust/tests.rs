@@ -200,6 +200,19 @@ fn importing_again_mends_a_damaged_copy_and_takes_nothing_away_that_it_does_not_
 }
 
 #[test]
+fn importing_again_brings_back_a_module_whose_folder_is_gone() {
+    let (folder, data_dir) = (checkpoint(), tempfile::tempdir().unwrap());
+    fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+    fs::write(folder.path().join("modules.json"), "[]").unwrap();
+    fs::write(folder.path().join("1_Pooling/config.json"), "mean").unwrap();
+    let import_it = || import(&data_dir, None).checkpoint(&files(folder.path()), &go_on).unwrap();
+    let copy = import_it().path;
+    fs::remove_dir_all(copy.join("1_Pooling")).unwrap();
+    assert_eq!(import_it().num_mended, 1);
+    assert_eq!(fs::read_to_string(copy.join("1_Pooling/config.json")).unwrap(), "mean");
+}
+
+#[test]
 fn a_signature_that_nobody_checked_takes_no_other_one_s_place() {
     let (folder, data_dir) = (checkpoint(), tempfile::tempdir().unwrap());
     let ((key, trusted), (other, others)) = (keys(data_dir.path(), "lab"), keys(data_dir.path(), "other"));

@@ -11,12 +11,14 @@ use crate::gateway::upstream::{Failure, Objection};
 
 /// Longest part of another server's message that is passed on.
 const MAX_MESSAGE_CHARS: usize = 1000;
+/// Longest name of a field that is passed on.
+const MAX_FIELD_BYTES: usize = 200;
 
 /// For an answer that is no success. `body`: as much as was read of it.
 pub(super) fn failure(status: u16, headers: &HeaderMap, body: &[u8]) -> Failure {
     match status {
         400 | 413 | 422 => Failure::Refused(Box::new(objection(body))),
-        401 | 403 => Failure::Misconfigured(format!("it answers {status} to the key")),
+        401..=403 => Failure::Misconfigured(format!("it answers {status} to the key")),
         404 | 405 => Failure::Misconfigured(format!("it answers {status} to the route or the model")),
         429 if is_about_the_request(body) => Failure::NoRoom { retry_after: retry_after(headers) },
         408 | 429 | 503 | 529 => Failure::Busy { retry_after: retry_after(headers) },
@@ -42,7 +44,8 @@ fn objection(body: &[u8]) -> Objection {
     let why = text("message").unwrap_or_else(|| "it does not say why".to_owned());
     let exceeds_context =
         text("code").is_some_and(|code| code == "context_length_exceeded") || why.contains("maximum context length");
-    Objection { parameter: text("param"), exceeds_context, why: why.chars().take(MAX_MESSAGE_CHARS).collect() }
+    let parameter = text("param").filter(|name| name.len() <= MAX_FIELD_BYTES);
+    Objection { parameter, exceeds_context, why: why.chars().take(MAX_MESSAGE_CHARS).collect() }
 }
 
 /// In seconds, or in milliseconds as OpenAI's SDKs read them. A date counts as unstated.
@@ -63,7 +66,9 @@ mod tests {
 
     #[test]
     fn a_mistake_of_the_request_is_told_apart_from_an_illness() {
-        for (status, is_illness) in [(400, false), (422, false), (429, false), (503, false), (401, true), (404, true)] {
+        for (status, is_illness) in
+            [(400, false), (422, false), (429, false), (503, false), (401, true), (402, true), (404, true)]
+        {
             assert_eq!(failure_of(status, "").is_illness(), is_illness, "{status}");
         }
         for status in [302, 500, 502, 504, 599] {
@@ -96,6 +101,8 @@ mod tests {
         let flat = r#"{"object": "error", "message": "This model's maximum context length is 8", "code": 400}"#;
         let Failure::Refused(objection) = failure_of(400, flat) else { panic!("it is the request's fault") };
         assert!(objection.exceeds_context && objection.parameter.is_none());
+        let long = format!(r#"{{"error": {{"message": "no", "param": "{}"}}}}"#, "p".repeat(MAX_FIELD_BYTES + 1));
+        assert_eq!(failure_of(400, &long), failure_of(400, r#"{"error": {"message": "no"}}"#));
         assert!(matches!(failure_of(400, "<html>"), Failure::Refused(_)));
     }
 

@@ -39,6 +39,8 @@ impl EventReader {
     pub(super) fn next_event(&mut self) -> Result<Option<String>, EventError> {
         while let Some(line) = self.next_line() {
             let line = std::str::from_utf8(&self.bytes[line]).map_err(|_| EventError::NotText)?;
+            // Some servers write a byte order mark before the first line.
+            let line = line.strip_prefix('\u{feff}').unwrap_or(line);
             if line.is_empty() {
                 if mem::take(&mut self.has_data) {
                     return Ok(Some(mem::take(&mut self.data)));
@@ -92,6 +94,11 @@ mod tests {
         for size in 1..whole.len() {
             assert_eq!(events(&whole.chunks(size).collect::<Vec<_>>()), expected, "in pieces of {size}");
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_costs_no_event() {
+        assert_eq!(events(&["\u{feff}data: one\n\ndata: two\n\n".as_bytes()]), ["one", "two"]);
     }
 
     #[test]

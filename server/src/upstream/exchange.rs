@@ -4,9 +4,10 @@ use std::future::Future;
 use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use futures_util::Stream;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use hyper::Response;
 use hyper::body::{Body, Incoming};
 use hyper::header::CONTENT_TYPE;
@@ -81,7 +82,7 @@ impl Stream for Exchange {
 /// Sends the question and reads up to the first event.
 async fn ask(lines: Lines, question: Question, timeouts: Timeouts) -> Result<Reading, Failure> {
     let (mut line, response) = lines.ask(question).await?;
-    let body = event_stream(&mut line, response).await?;
+    let body = event_stream(&mut line, response, timeouts).await?;
     let silence = Silence::new(timeouts.idle);
     let mut reading = Reading { lines, line, body, events: EventReader::default(), first: None, silence };
     reading.first = Some(std::future::poll_fn(|context| reading.poll_event(context)).await?);
@@ -97,7 +98,7 @@ impl Reading {
         }
         loop {
             match self.events.next_event().map_err(|error| Failure::Broke(error.to_string()))? {
-                Some(event) if event == DONE => return Poll::Ready(Ok(None)),
+                Some(event) if event.trim_end() == DONE => return Poll::Ready(Ok(None)),
                 Some(event) => return Poll::Ready(Ok(Some(event))),
                 None => {}
             }
@@ -132,12 +133,12 @@ pub(super) async fn answers(lines: &Lines, question: Question, timeouts: Timeout
 }
 
 /// The body of an answer that is a stream of events.
-async fn event_stream(line: &mut Line, response: Response<Incoming>) -> Result<Incoming, Failure> {
+async fn event_stream(line: &mut Line, response: Response<Incoming>, timeouts: Timeouts) -> Result<Incoming, Failure> {
     let status = response.status().as_u16();
     if status != 200 {
         let (head, body) = response.into_parts();
-        let body = Limited::new(Driven { line, body }, MAX_REFUSAL_BYTES).collect().await;
-        let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+        let patience = timeouts.connect.min(timeouts.first_byte / 2);
+        let body = beginning(Driven { line, body }, patience).await;
         return Err(answer::failure(status, &head.headers, &body));
     }
     let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -145,6 +146,24 @@ async fn event_stream(line: &mut Line, response: Response<Incoming>) -> Result<I
         return Err(Failure::Broke("its answer is no stream of events".to_owned()));
     }
     Ok(response.into_body())
+}
+
+/// As much of a refusal as has come by then: what it means stands in its status, however slowly its text follows.
+async fn beginning(mut body: Driven<'_>, patience: Duration) -> Vec<u8> {
+    let mut read = Vec::new();
+    let reading = async {
+        while read.len() < MAX_REFUSAL_BYTES
+            && let Some(Ok(part)) = body.frame().await
+        {
+            if let Some(bytes) = part.data_ref() {
+                read.extend_from_slice(bytes);
+            }
+        }
+    };
+    // What is missing is not waited for.
+    let _ = timeout(patience, reading).await;
+    read.truncate(MAX_REFUSAL_BYTES);
+    read
 }
 
 /// A body with the line that brings it.

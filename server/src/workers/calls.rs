@@ -101,17 +101,21 @@ impl Job {
         }
     }
 
-    /// Whether nobody waits for it any more; then its reader has heard the end.
-    fn is_abandoned(&mut self) -> bool {
+    /// Whether nobody waits for it any more; then its reader has heard the end. Of one that goes on, the worker is told which
+    /// choices are closed: it runs them until then.
+    pub(super) fn is_abandoned(&mut self) -> bool {
         match &mut self.kind {
             JobKind::Encode { feed, .. } => feed.is_cancelled(),
-            JobKind::Generate { feed, .. } => {
+            JobKind::Generate { request, feed, .. } => {
                 let closed: Vec<u32> = feed.closed_choices().collect();
+                if closed.len() < request.num_choices.get() as usize {
+                    return feed.has_ended();
+                }
                 for choice in closed {
                     // It is open, or it would not be closed and not over.
                     let _ = feed.finish(choice, FinishReason::Aborted);
                 }
-                feed.has_ended()
+                true
             }
         }
     }
@@ -258,7 +262,7 @@ impl Sent {
             WayIn::Vector { feed, vector_len, .. } => {
                 let Some(event) = heard.events.into_iter().next() else { return Ok(false) };
                 let (owed_tokens, answer) = match event.what.ok_or(wire::Malformed("event"))? {
-                    event::What::Vector(vector) if vector.values.len() != *vector_len => {
+                    event::What::Vector(vector) if !is_answer(&vector.values, *vector_len) => {
                         return Err(wire::Malformed("vector").into());
                     }
                     event::What::Vector(vector) => (vector.owed_tokens as usize, Ok(vector.values)),
@@ -272,6 +276,11 @@ impl Sent {
             }
         }
     }
+}
+
+/// An engine fails a text whose numbers are none.
+fn is_answer(values: &[f32], vector_len: usize) -> bool {
+    values.len() == vector_len && values.iter().all(|value| value.is_finite())
 }
 
 #[cfg(test)]

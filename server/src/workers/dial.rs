@@ -2,11 +2,12 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper::{Request, Response, Uri};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::body::Body;
 use tonic::codegen::Service;
@@ -16,6 +17,10 @@ use super::wire::gateway_client::GatewayClient;
 
 /// Bytes that may be on the way before they are read.
 const WINDOW_BYTES: u32 = 4 << 20;
+/// A gateway that has said nothing for so long is asked whether it lives.
+const LONGEST_SILENCE: Duration = Duration::from_secs(10);
+/// It answers so soon, or is gone: one whose machine lost its power hangs up on nobody.
+const LONGEST_PONG: Duration = Duration::from_secs(20);
 /// A request of HTTP/2 names a host; nobody looks at it.
 const ORIGIN: &str = "http://gateway";
 
@@ -37,6 +42,9 @@ pub(super) struct Direct(SendRequest<Body>);
 /// Over a connection that is there. It ends with what is returned.
 pub async fn dial(connection: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Dialled, DialError> {
     let (sender, driver) = Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(LONGEST_SILENCE)
+        .keep_alive_timeout(LONGEST_PONG)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .handshake(TokioIo::new(connection))

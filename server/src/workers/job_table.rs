@@ -9,7 +9,7 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use super::tap::StepTap;
 use super::wire::{self, Change, Heard, Load, Malformed, Ordered, Orders, Report, Step, Vector, event};
-use crate::gateway::{ReplicaDoor, SubmitError};
+use crate::gateway::{ReplicaDoor, ReplicaRefusal};
 
 /// From what a grammar is made of to the constraint, on a thread of its own. `None` where it cannot be made.
 pub type Revive = Arc<dyn Fn(&[u8]) -> Option<Box<dyn Constraint>> + Send + Sync>;
@@ -274,12 +274,12 @@ fn listen(call: u64, events: &mut EventStream, told: &mut Usage) -> Option<Heard
 }
 
 /// The gateway has checked it before: what is refused here came at the wrong moment, and may be asked again.
-fn lost(refused: SubmitError) -> RequestError {
+fn lost(refused: ReplicaRefusal) -> RequestError {
     match refused {
-        SubmitError::QueueFull | SubmitError::Closed | SubmitError::Dead | SubmitError::Away => {
+        ReplicaRefusal::QueueFull | ReplicaRefusal::Closed | ReplicaRefusal::Dead | ReplicaRefusal::Away => {
             RequestError::WorkerLost
         }
-        SubmitError::ExceedsContext(_) | SubmitError::Refused { .. } => RequestError::Step(refused.to_string()),
+        ReplicaRefusal::ExceedsContext(_) | ReplicaRefusal::Refused { .. } => RequestError::Step(refused.to_string()),
     }
 }
 

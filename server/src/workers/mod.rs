@@ -4,7 +4,7 @@
 //! A worker dials its gateway and says what it has loaded ([`WorkerFacts`]). From then on one stream of gRPC carries
 //! orders one way and, for each step of an engine, one message the other way. On the gateway's side a [`WorkerSlot`] stands
 //! for a partition and a [`RemoteReplica`] for each model on it, which is a [`crate::gateway::ReplicaDoor`] like that of an
-//! engine in this process. On the worker's side [`work`] hands orders to engines and what these say to the stream. A
+//! engine in this process. On the worker's side [`mod@work`] hands orders to engines and what these say to the stream. A
 //! [`supervise`]d worker is started again when it ends.
 
 mod authority;

@@ -9,7 +9,9 @@ use tokio_rustls::rustls::client::verify_server_name;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use tokio_rustls::rustls::server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
+use tokio_rustls::rustls::server::{
+    NoServerSessionStorage, ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier,
+};
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
@@ -63,6 +65,9 @@ impl GatewayTls {
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain, key)?;
         config.alpn_protocols = vec![HTTP2.to_vec()];
+        // A session that is taken up again brings its certificate along, and nobody looks whether its time is over.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(Self(TlsAcceptor::from(Arc::new(config))))
     }
 
@@ -212,6 +217,31 @@ mod tests {
         assert!(peer.may_serve("Größe a/b"));
         assert!(!peer.may_serve("b") && !peer.may_serve(""));
         assert!(Peer::Owner.may_serve("b"));
+    }
+
+    #[tokio::test]
+    async fn the_certificate_of_a_worker_that_was_there_before_is_looked_at_anew() {
+        let authority = authority();
+        let made = |made: Result<Credentials, _>| made.expect("made");
+        let gateway = GatewayTls::new(&made(authority.gateway(LAST_DAY))).expect("usable");
+        let worker = WorkerTls::new(&made(authority.enrol("a", LAST_DAY))).expect("usable");
+        for _ in 0..2 {
+            let (here, there) = duplex(1 << 14);
+            let worker = worker.clone();
+            let dialled = tokio::spawn(async move {
+                let mut stream = worker.connect(there).await?;
+                stream.write_all(b"x").await?;
+                // What a session could be taken up again with comes before this.
+                stream.read_u8().await?;
+                Ok::<_, MutualTlsError>(())
+            });
+            let (mut stream, _) = gateway.accept(here).await.expect("it is known");
+            assert_ne!(stream.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Resumed));
+            stream.read_u8().await.expect("it says something");
+            stream.write_all(b"y").await.expect("it listens");
+            stream.flush().await.expect("it listens");
+            dialled.await.expect("no panic").expect("it is let in");
+        }
     }
 
     #[tokio::test]

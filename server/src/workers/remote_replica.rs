@@ -11,7 +11,7 @@ use super::calls::{Job, Occupancy, answer_tokens};
 use super::facts::{OfferedKind, OfferedModel};
 use super::link::{Link, NotTaken, Pace};
 use crate::gateway::replica::Presence;
-use crate::gateway::{Load, ReplicaDoor, SubmitError};
+use crate::gateway::{Load, ReplicaDoor, ReplicaRefusal};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RemoteReplicaBounds {
@@ -135,23 +135,25 @@ impl RemoteReplica {
         }
     }
 
-    fn hand(&self, state: &mut State, job: Job, size: JobSize) -> Result<(), SubmitError> {
-        let offered = state.offered.as_ref().ok_or(SubmitError::Away)?;
+    fn hand(&self, state: &mut State, job: Job, size: JobSize) -> Result<(), ReplicaRefusal> {
+        let offered = state.offered.as_ref().ok_or(ReplicaRefusal::Away)?;
         match (&state.worker, &mut state.hand_over) {
             (Some(worker), _) => {
                 let (occupancy, reported) = worker.link.occupancy(worker.model);
                 if !worker.has_time_for(size, reported.pace, self.clock.now()) {
-                    return Err(SubmitError::Away);
+                    return Err(ReplicaRefusal::Away);
                 }
                 check_room(offered, occupancy, size.prompt_tokens)?;
-                worker.link.add(worker.model, job).map_err(|NotTaken| SubmitError::Away)
+                worker.link.add(worker.model, job).map_err(|NotTaken| ReplicaRefusal::Away)
             }
             (None, Some(hand_over)) => {
+                // Who has left keeps nobody out.
+                hand_over.held.retain_mut(|(job, _)| !job.is_abandoned());
                 check_room(offered, hand_over.occupancy(), size.prompt_tokens)?;
                 hand_over.held.push_back((job, size));
                 Ok(())
             }
-            (None, None) => Err(SubmitError::Away),
+            (None, None) => Err(ReplicaRefusal::Away),
         }
     }
 
@@ -202,10 +204,10 @@ impl State {
 }
 
 /// As the worker's own queue would refuse.
-fn check_room(offered: &OfferedModel, occupancy: Occupancy, prompt_tokens: usize) -> Result<(), SubmitError> {
+fn check_room(offered: &OfferedModel, occupancy: Occupancy, prompt_tokens: usize) -> Result<(), ReplicaRefusal> {
     let Occupancy { waiting_requests, waiting_tokens, .. } = occupancy;
     let no_room = waiting_requests > 0 && waiting_tokens + prompt_tokens > offered.max_waiting_tokens;
-    if is_full(offered, occupancy) || no_room { Err(SubmitError::QueueFull) } else { Ok(()) }
+    if is_full(offered, occupancy) || no_room { Err(ReplicaRefusal::QueueFull) } else { Ok(()) }
 }
 
 fn is_full(offered: &OfferedModel, occupancy: Occupancy) -> bool {
@@ -216,11 +218,11 @@ fn is_full(offered: &OfferedModel, occupancy: Occupancy) -> bool {
 }
 
 impl ReplicaDoor for RemoteReplica {
-    fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
+    fn submit(&self, request: Request) -> Result<EventStream, ReplicaRefusal> {
         let mut state = self.lock();
-        let offered = state.offered.as_ref().ok_or(SubmitError::Away)?;
+        let offered = state.offered.as_ref().ok_or(ReplicaRefusal::Away)?;
         let (Some(rules), OfferedKind::Generator { vocab_size }) = (offered.rules(), offered.kind) else {
-            return Err(SubmitError::Refused {
+            return Err(ReplicaRefusal::Refused {
                 parameter: Some("model"),
                 why: "this model generates no text".to_owned(),
             });
@@ -240,11 +242,11 @@ impl ReplicaDoor for RemoteReplica {
         Ok(stream)
     }
 
-    fn encode(&self, text: EncodeRequest) -> Result<EncodeReply, SubmitError> {
+    fn encode(&self, text: EncodeRequest) -> Result<EncodeReply, ReplicaRefusal> {
         let mut state = self.lock();
-        let offered = state.offered.as_ref().ok_or(SubmitError::Away)?;
+        let offered = state.offered.as_ref().ok_or(ReplicaRefusal::Away)?;
         if offered.kind != OfferedKind::Encoder {
-            return Err(SubmitError::Refused {
+            return Err(ReplicaRefusal::Refused {
                 parameter: Some("model"),
                 why: "this model makes no vectors".to_owned(),
             });
@@ -252,17 +254,19 @@ impl ReplicaDoor for RemoteReplica {
         let prompt_tokens = text.tokens.len();
         if prompt_tokens > offered.max_model_len {
             let longest = offered.max_model_len;
-            return Err(SubmitError::ExceedsContext(format!("{prompt_tokens} tokens exceed the context of {longest}")));
+            return Err(ReplicaRefusal::ExceedsContext(format!(
+                "{prompt_tokens} tokens exceed the context of {longest}"
+            )));
         }
         let (job, reply) = Job::encode(text, self.bounds.vector_len);
         self.hand(&mut state, job, JobSize { prompt_tokens, max_tokens: 1, answer_tokens: 1 })?;
         Ok(reply)
     }
 
-    fn why_not_lent(&self) -> SubmitError {
+    fn why_not_lent(&self) -> ReplicaRefusal {
         let why = "this model runs in a worker process, and models are compared in the gateway's own; \
                    `passerelle score --against` compares any two of one vocabulary";
-        SubmitError::Refused { parameter: Some("model"), why: why.to_owned() }
+        ReplicaRefusal::Refused { parameter: Some("model"), why: why.to_owned() }
     }
 
     fn is_full(&self) -> bool {
@@ -293,8 +297,8 @@ impl ReplicaDoor for RemoteReplica {
     }
 }
 
-fn bound_to_this_process() -> SubmitError {
-    SubmitError::Refused { parameter: None, why: "its grammar cannot be sent to a worker process".to_owned() }
+fn bound_to_this_process() -> ReplicaRefusal {
+    ReplicaRefusal::Refused { parameter: None, why: "its grammar cannot be sent to a worker process".to_owned() }
 }
 
 impl std::fmt::Debug for RemoteReplica {

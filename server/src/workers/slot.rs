@@ -1,14 +1,14 @@
 //! A partition, as the gateway knows it: its models, and the worker that serves them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use passerelle_engine::StepObserver;
 use passerelle_models::ModelDigest;
 use tokio::sync::watch;
 
-use super::facts::WorkerFacts;
+use super::facts::{OfferedModel, WorkerFacts};
 use super::link::{Link, Parting};
 use super::mutual_tls::Peer;
 use super::remote_replica::RemoteReplica;
@@ -28,6 +28,8 @@ pub struct WorkerSlot {
     digests: Mutex<BTreeMap<String, ModelDigest>>,
     /// Takes requests. Whoever leaves frees the slot, and finishes what it has.
     registered: Mutex<Option<Arc<Link>>>,
+    /// Those that left, and may still run something.
+    leavers: Mutex<Vec<Weak<Link>>>,
 }
 
 /// Whose workers a partition takes.
@@ -87,8 +89,8 @@ pub(super) enum NotRegistered {
 impl WorkerSlot {
     pub fn new(partition: impl Into<String>, from: WorkersFrom, replicas: Vec<RemoteReplica>) -> Self {
         let standing = watch::Sender::new(Standing::default());
-        let (digests, registered) = Default::default();
-        Self { partition: partition.into(), from, replicas, standing, digests, registered }
+        let (digests, registered, leavers) = Default::default();
+        Self { partition: partition.into(), from, replicas, standing, digests, registered, leavers }
     }
 
     /// The same, for workers that have these checkpoints and no others under the names.
@@ -154,11 +156,18 @@ impl WorkerSlot {
     /// started.
     pub(super) fn leave(&self, link: &Arc<Link>, why: &str) {
         tracing::info!(partition = self.partition, why, "a worker leaves");
+        // Before its replicas let go of it: whoever shuts down finds it here or there.
+        let mut leavers = self.leavers();
+        let is_new = !leavers.iter().any(|leaver| std::ptr::eq(leaver.as_ptr(), Arc::as_ptr(link)));
+        leavers.retain(|leaver| leaver.strong_count() > 0);
+        leavers.extend(is_new.then(|| Arc::downgrade(link)));
+        drop(leavers);
         self.replicas.iter().for_each(|replica| match self.from {
             WorkersFrom::Here => replica.hand_over(link),
             WorkersFrom::Anywhere => replica.vacate(link),
         });
         link.leave();
+        // Once, however often it says so.
         if self.free(link) {
             self.standing.send_modify(|standing| standing.leavings += 1);
         }
@@ -180,6 +189,8 @@ impl WorkerSlot {
     /// Ends what its workers run, so that each client is told.
     pub fn shut_down(&self) {
         self.replicas.iter().for_each(RemoteReplica::shut_down);
+        let leavers = std::mem::take(&mut *self.leavers());
+        leavers.iter().filter_map(Weak::upgrade).for_each(|link| _ = link.close());
     }
 
     /// Whether the worker was on the slot.
@@ -191,26 +202,38 @@ impl WorkerSlot {
         self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn leavers(&self) -> MutexGuard<'_, Vec<Weak<Link>>> {
+        self.leavers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// In the worker's order.
     fn replicas_of(&self, facts: &WorkerFacts) -> Result<Vec<&RemoteReplica>, NotRegistered> {
         let find = |name: &str| self.replicas.iter().find(|replica| replica.model() == name);
         let replicas: Option<Vec<&RemoteReplica>> = facts.models.iter().map(|model| find(&model.name)).collect();
-        replicas.filter(|replicas| replicas.len() == self.replicas.len()).ok_or_else(|| {
+        let has_all = |replicas: &Vec<&RemoteReplica>| {
+            let is_there = |own: &RemoteReplica| replicas.iter().any(|replica| replica.model() == own.model());
+            // As many, and so each of them once.
+            replicas.len() == self.replicas.len() && self.replicas.iter().all(is_there)
+        };
+        replicas.filter(has_all).ok_or_else(|| {
             let offered = facts.models.iter().map(|model| model.name.clone()).collect();
             let expected = self.replicas.iter().map(|replica| replica.model().to_owned()).collect();
             NotRegistered::OtherModels(offered, expected)
         })
     }
 
-    /// The gateway keeps the text side of what it served first, and its ledger the digest.
+    /// The gateway keeps the text side of what it served first, and its ledger the digest. Of a worker that is sent away it
+    /// keeps nothing.
     fn check_digests(&self, facts: &WorkerFacts) -> Result<(), NotRegistered> {
         let mut known = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
-        for model in &facts.models {
-            let digest = *known.entry(model.name.clone()).or_insert(model.digest);
-            if digest != model.digest {
-                return Err(NotRegistered::OtherCheckpoint(model.name.clone()));
-            }
+        let is_other = |model: &OfferedModel| known.get(&model.name).is_some_and(|digest| *digest != model.digest);
+        if let Some(other) = facts.models.iter().find(|&model| is_other(model)) {
+            return Err(NotRegistered::OtherCheckpoint(other.name.clone()));
         }
+        known.extend(facts.models.iter().map(|model| (model.name.clone(), model.digest)));
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

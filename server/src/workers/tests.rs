@@ -1,5 +1,7 @@
 //! Both ends, over a pipe in memory, with engines that say what the test wants.
 
+mod endings;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,7 +19,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::gateway::replica::Presence;
-use crate::gateway::{Load, ReplicaDoor, SubmitError};
+use crate::gateway::{Load, ReplicaDoor, ReplicaRefusal};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const BOUNDS: GateBounds = GateBounds { longest_silence: PATIENCE, longest_standstill: STANDSTILL };
@@ -33,7 +35,7 @@ const PANICS: &[u8] = b"panics";
 struct Script(Arc<Mutex<Vec<EventFeed>>>);
 
 impl ReplicaDoor for Script {
-    fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
+    fn submit(&self, request: Request) -> Result<EventStream, ReplicaRefusal> {
         let (feed, stream) = EventFeed::open(&request, VOCAB_SIZE, Arc::new(|| {}));
         self.0.lock().unwrap().push(feed);
         Ok(stream)
@@ -180,7 +182,7 @@ fn token(token: u32) -> TokenEvent {
 #[tokio::test]
 async fn a_request_crosses_and_its_tokens_come_back_as_they_are_made() {
     let stage = Stage::new();
-    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), SubmitError::Away, "nobody has come yet");
+    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), ReplicaRefusal::Away, "nobody has come yet");
     let worker = stage.worker().await;
     let mut stream = stage.replica.submit(request(Some(1))).unwrap();
     worker.given(1).await;
@@ -259,7 +261,7 @@ async fn what_a_worker_ran_that_is_gone_fails_at_once_and_counted_and_its_replic
     assert!(matches!(stream.next().await, Some(Event::Failed { error: RequestError::WorkerLost, .. })));
     assert_eq!(*stage.reports.failures.lock().unwrap(), FaultCounts::of(Fault::Worker, 1));
     until(|| stage.replica.load().presence == Presence::Away).await;
-    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), SubmitError::Away);
+    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), ReplicaRefusal::Away);
     assert_eq!(stage.slot.standing().borrow().losses, 1);
     let _successor = stage.worker().await;
     assert_eq!(stage.replica.load().presence, Presence::Here);
@@ -326,7 +328,7 @@ async fn what_waits_for_a_successor_is_bounded_in_number_and_in_time() {
     worker.ask_to_leave();
     until(|| stage.replica.load().presence == Presence::HandingOver).await;
     let mut held = [0; 2].map(|_| stage.replica.submit(request(None)).unwrap());
-    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), SubmitError::QueueFull);
+    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), ReplicaRefusal::QueueFull);
     stage.clock.advance(HAND_OVER + Duration::from_nanos(1));
     assert_eq!(stage.replica.load().presence, Presence::Away);
     for stream in &mut held {
@@ -344,7 +346,7 @@ async fn a_worker_that_soon_ends_is_given_nothing_that_would_end_later() {
     let step = StepReport { duration: Duration::from_secs(2), num_sequences: 1, ..StepReport::default() };
     worker.tap.step(&step);
     worker.tap.concluded();
-    until(|| stage.replica.submit(request(None)).is_err_and(|refused| refused == SubmitError::Away)).await;
+    until(|| stage.replica.submit(request(None)).is_err_and(|refused| refused == ReplicaRefusal::Away)).await;
 }
 
 /// Of a model that runs two sequences at once, and has many waiting.
@@ -376,7 +378,7 @@ async fn what_waits_and_runs_counts_against_the_time_that_a_worker_has_left() {
         taken.push(stream);
     }
     assert_eq!(taken.len(), 4);
-    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), SubmitError::Away);
+    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), ReplicaRefusal::Away);
     // An answer that has come is not waited for.
     worker.given(4).await;
     worker.say(|feed| feed.finish(0, FinishReason::Stop)).unwrap();
@@ -390,12 +392,12 @@ async fn prompts_and_further_choices_count_against_the_time_that_a_worker_has_le
     let worker = soon_ends(&stage, 16).await;
     worker.takes_two_seconds(&stage, 0).await;
     let two = Request { num_choices: 2.try_into().unwrap(), ..request(None) };
-    assert_eq!(stage.replica.submit(two).unwrap_err(), SubmitError::Away);
+    assert_eq!(stage.replica.submit(two).unwrap_err(), ReplicaRefusal::Away);
     drop(stage.replica.submit(request(None)).expect("one answer fits"));
     let stage = Stage::new();
     let worker = soon_ends(&stage, 16).await;
     worker.takes_two_seconds(&stage, 64).await;
-    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), SubmitError::Away, "its prompt is read first");
+    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), ReplicaRefusal::Away, "its prompt is read first");
 }
 
 #[tokio::test]
@@ -449,7 +451,7 @@ async fn requests_do_not_wait_for_the_successor_of_a_worker_of_another_machine()
     worker.given(1).await;
     worker.ask_to_leave();
     until(|| stage.replica.load().presence == Presence::Away).await;
-    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), SubmitError::Away);
+    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), ReplicaRefusal::Away);
     worker.say(|feed| feed.finish(0, FinishReason::Length)).unwrap();
     assert!(matches!(stream.next().await, Some(Event::Finished { .. })), "what it has it finishes");
     timeout(PATIENCE, worker.works).await.unwrap().unwrap().unwrap();
@@ -481,5 +483,5 @@ async fn what_waits_for_a_successor_is_bounded_in_tokens() {
     until(|| stage.replica.load().presence == Presence::HandingOver).await;
     let long = || Request { prompt: vec![1; 40], ..request(None) };
     let _held = stage.replica.submit(long()).unwrap();
-    assert_eq!(stage.replica.submit(long()).unwrap_err(), SubmitError::QueueFull);
+    assert_eq!(stage.replica.submit(long()).unwrap_err(), ReplicaRefusal::QueueFull);
 }

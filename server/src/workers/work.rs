@@ -64,7 +64,8 @@ pub async fn work(
     let (to, mut said) = mpsc::channel(MAX_MESSAGES_ON_THE_WAY);
     say(&to, from_worker::What::Hello(Hello::from(&facts))).await?;
     let attached = gateway.client().attach(poll_fn(move |context| said.poll_recv(context)));
-    let mut from = attached.await.map_err(broken)?.into_inner();
+    let attached = timeout(WELCOME_TIMEOUT, attached).await.map_err(|_| WorkError::GatewayGone)?;
+    let mut from = attached.map_err(broken)?.into_inner();
     let beat = welcome(&mut from).await?;
     let mut worker = Worker { jobs: JobTable::new(models, clock), to, stage: Stage::Serving };
     worker.serve(&mut from, (&bell, beat), (leave, patience)).await?;

@@ -59,5 +59,6 @@ test("embed and embedMany give the vectors of the reference", async () => {
   const one = await embed({ model: embedder, value: texts[0].text });
   assertClose(one.embedding, texts[0].embedding);
   const many = await embedMany({ model: embedder, values: texts.map(({ text }) => text) });
+  assert.equal(many.embeddings.length, texts.length);
   many.embeddings.forEach((embedding, at) => assertClose(embedding, texts[at].embedding));
 });

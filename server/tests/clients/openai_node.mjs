@@ -74,6 +74,7 @@ test("embeddings are those of the reference, in both formats", async () => {
   const input = texts.map(({ text }) => text);
   for (const format of [{}, { encoding_format: "float" }]) {
     const { data } = await client.embeddings.create({ model: "bert", input, ...format });
+    assert.equal(data.length, texts.length);
     data.forEach(({ embedding }, at) => assertClose(embedding, texts[at].embedding));
   }
 });
@@ -93,7 +94,11 @@ test("a batch runs and its output is downloaded", async () => {
   }));
   const input = await client.files.create({ purpose: "batch", file: await toFile(Buffer.from(lines.join("\n")), "in.jsonl") });
   let batch = await client.batches.create({ input_file_id: input.id, endpoint: "/v1/chat/completions", completion_window: "24h" });
-  while (!["completed", "failed"].includes(batch.status)) batch = await client.batches.retrieve(batch.id);
+  const deadline = Date.now() + 120_000;
+  while (!["completed", "failed", "expired", "cancelled"].includes(batch.status)) {
+    assert.ok(Date.now() < deadline, `the batch is still ${batch.status}`);
+    batch = await client.batches.retrieve(batch.id);
+  }
   assert.deepEqual(batch.request_counts, { total: 3, completed: 3, failed: 0 });
   const output = (await (await client.files.content(batch.output_file_id)).text()).trim().split("\n").map((line) => JSON.parse(line));
   assert.deepEqual(output.map((line) => line.custom_id).sort(), ["r1", "r2", "r3"]);

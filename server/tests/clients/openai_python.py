@@ -14,6 +14,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import time
 import unittest
 import urllib.request
 
@@ -216,7 +217,9 @@ class OpenServer(Served):
         batch = self.client.batches.create(
             input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
         )
-        while batch.status not in ("completed", "failed"):
+        deadline = time.monotonic() + 120
+        while batch.status not in ("completed", "failed", "expired", "cancelled"):
+            self.assertLess(time.monotonic(), deadline, batch.status)
             batch = self.client.batches.retrieve(batch.id)
         self.assertEqual((batch.request_counts.completed, batch.request_counts.failed), (3, 0))
         output = [json.loads(line) for line in self.client.files.content(batch.output_file_id).text.splitlines()]

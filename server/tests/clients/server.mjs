@@ -12,7 +12,9 @@ import { createInterface } from "node:readline";
 // What a tiny encoder's reference implementation makes of its texts: [{text, embedding}].
 export function referenceTexts(encoder) {
   const texts = JSON.parse(readFileSync(join(encoder, "texts.json"), "utf8"));
-  return texts.filter(({ prompt_name, text }) => prompt_name === null && !text.includes("[SEP]"));
+  const plain = texts.filter(({ prompt_name, text }) => prompt_name === null && !text.includes("[SEP]"));
+  assert.ok(plain.length > 1, "there are texts to compare");
+  return plain;
 }
 
 export function assertClose(found, wanted) {

@@ -5,6 +5,7 @@ after 60 silent seconds, and nothing is held back.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 
 import openai
 
@@ -67,6 +69,27 @@ def hold(client, until):
         ask_at_length(client)
 
 
+def ask_through(proxy):
+    """Asks for a stream; what comes, as it comes, and the seconds until then."""
+    message = {"role": "user", "content": "What is 12 + 7?"}
+    body = {"model": "demo", "messages": [message], "stream": True, "temperature": 0}
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(f"{proxy}/v1/chat/completions", json.dumps(body).encode(), headers)
+    began = time.monotonic()
+    with urllib.request.urlopen(request, timeout=900) as answer:
+        while piece := answer.read1():
+            yield time.monotonic() - began, piece
+
+
+def content(line):
+    """The text in a line of a stream."""
+    data = line.removeprefix(b"data: ")
+    if data == line or data == b"[DONE]":
+        return ""
+    choices = json.loads(data).get("choices")
+    return choices[0]["delta"].get("content") or "" if choices else ""
+
+
 def main(binary):
     with tempfile.TemporaryDirectory() as folder:
         configuration = os.path.join(folder, "passerelle.toml")
@@ -81,21 +104,21 @@ def main(binary):
             for holder in holders:
                 holder.start()
             time.sleep(2)
-            proxied = openai.OpenAI(base_url=f"{proxy}/v1", api_key="unused", max_retries=0, timeout=900)
-            began = time.monotonic()
-            stream = proxied.chat.completions.create(
-                model="demo", messages=[{"role": "user", "content": "What is 12 + 7?"}], stream=True, temperature=0
-            )
-            text, first = "", None
-            for chunk in stream:
-                if chunk.choices and chunk.choices[0].delta.content:
-                    first = first or time.monotonic() - began
-                    text += chunk.choices[0].delta.content
+            comments, texts, rest = [], [], b""
+            for at, piece in ask_through(proxy):
+                *lines, rest = (rest + piece).split(b"\n")
+                comments += [at for line in lines if line.startswith(b":")]
+                if said := "".join(map(content, lines)):
+                    texts.append((at, said))
             for holder in holders:
                 holder.join()
+            text = "".join(said for _, said in texts)
             assert "19" in text, text
+            first = texts[0][0]
             print(f"the first token came through nginx after {first:.0f} s")
             assert first > PATIENCE, "the queue was too short to show anything"
+            assert comments and comments[0] < PATIENCE, f"no comment came while nginx had patience: {comments}"
+            assert len(texts) > 1, "the answer came in one piece"
 
 
 if __name__ == "__main__":

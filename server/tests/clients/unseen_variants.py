@@ -2,14 +2,16 @@
 
     pip install -r ../../../models/tests/fixtures/requirements.txt && python unseen_variants.py PATH/TO/passerelle [SEED]
 
-Every family of models/tests/fixtures/make.py and make_encoders.py is made anew: other sizes, heads, vocabularies and
-numbers. Token ids go in by /v1/completions (echo, logprobs, return_token_ids) and /v1/embeddings; what comes back must be
-within 2e-4 + 1e-3·|ref| of the reference, and the greedy tokens its own. Prints the worst of each.
+Every decoder of models/tests/fixtures/make.py and every encoder of make_encoders.py that gives embeddings is made anew: other
+sizes, heads, vocabularies and numbers. Token ids go in by /v1/completions (echo, logprobs, return_token_ids) and
+/v1/embeddings; what comes back must be within 2e-4 + 1e-3·|ref| of the reference, and the greedy tokens its own where its two
+best logits are clearly apart. Prints the worst of each.
 """
 
 import copy
 import dataclasses
 import json
+import math
 import os
 import random
 import sys
@@ -94,7 +96,9 @@ def post(url, path, body):
 
 
 def excess(found, expected):
-    return abs(found - expected) / (2e-4 + 1e-3 * abs(expected))
+    difference = abs(found - expected)
+    # What is not a number is beyond every tolerance, and would be passed over by `max`.
+    return math.inf if math.isnan(difference) else difference / (2e-4 + 1e-3 * abs(expected))
 
 
 @torch.no_grad()
@@ -116,7 +120,9 @@ def check_decoder(url, name, model, generator):
             if at == 0 or token >= logits.shape[1]:
                 continue
             worst = max(worst, excess(found, expected[at - 1, token].item()))
-            for key, value in choice["logprobs"]["top_logprobs"][at].items():
+            likeliest = choice["logprobs"]["top_logprobs"][at]
+            assert len(likeliest) >= TOP, f"{name}: {likeliest} at {at}"
+            for key, value in likeliest.items():
                 worst = max(worst, excess(value, expected[at - 1, int(key.removeprefix("token_id:"))].item()))
         for at, token in enumerate(answer, start=length - 1):
             best, second = logits[at].topk(2).values

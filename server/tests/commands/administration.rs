@@ -391,6 +391,24 @@ fn no_limit_and_no_key_is_for_an_alias() {
     assert!(!is_done && said.contains("aliases.chat: a limit of 'acme'"), "{said}");
 }
 
+#[test]
+fn a_key_that_cannot_be_made_leaves_no_account_behind_and_takes_none_away() {
+    let state = State::new();
+    let file = write_configuration(&state, "[aliases]\nchat = { final = 1 }\n");
+    let create = ["key", "create", "alice", "--model", "chat", "--config", file.to_str().expect("a plain path")];
+    let accounts = || {
+        let refused = state.command(&create).output().expect("it runs");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains("`chat` stands for other models"), "{said}");
+        run(&state, &["account", "list"])
+    };
+    assert!(!accounts().contains("alice"), "on the ledger");
+    let _served = Served::start(&state, &["--config", file.to_str().expect("a plain path")]);
+    assert!(!accounts().contains("alice"), "at the server");
+    run(&state, &["account", "create", "alice"]);
+    assert!(accounts().contains("alice"), "it was there before");
+}
+
 /// A quarter of four requests is one.
 #[test]
 fn explain_says_that_a_request_would_run_beyond_a_grant_and_what_is_left_there() {

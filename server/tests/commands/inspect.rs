@@ -108,6 +108,17 @@ tokenizer   106 tokens, 5 of them special
     assert_eq!((&described["gives"], &described["tokenizer"]), (&gives, &json!({"vocab_size": 106})));
 }
 
+#[test]
+fn what_is_refused_was_not_hashed_first() {
+    let state = State::new();
+    fs::write(state.path().join("config.json"), "{}").expect("the folder is writable");
+    fs::copy(fixture("plain/model.safetensors"), state.path().join("model.safetensors")).expect("the fixture");
+    let output = state.command(&["inspect", "./"]).output().expect("the binary runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("config.json: architectures: "), "{said}");
+    assert!(!state.path().join("passerelle/hashes.json").exists(), "its weights were read");
+}
+
 /// Everything but the weights themselves, whose headers say enough.
 #[test]
 fn no_weight_is_read() {

@@ -176,6 +176,35 @@ fn a_plan_without_a_place_for_a_model_fails_and_says_what_would_help() {
 }
 
 #[test]
+fn a_plan_gives_heads_that_no_gpu_takes_a_place_on_a_cpu_alone() {
+    let state = State::new();
+    let config = state.path().join("long/config.json");
+    fs::create_dir(state.path().join("long")).expect("the folder is writable");
+    fs::copy(binary::root().join("models/tests/fixtures/shapes/qwen3-0.6b/config.json"), &config).expect("a fixture");
+    set(&config, "head_dim", json!(512));
+    let plan = |on: &[&str]| {
+        let plan = ["plan", "./long", "--max-model-len", "1024"];
+        let output = state.command(&[&plan[..], on].concat()).output().expect("it runs");
+        (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+    };
+    let (code, said) = plan(&["--on", "h100"]);
+    let why = "heads of 512 elements are for models on a CPU; on a GPU there are at most 256";
+    assert!(code == Some(1) && said.contains(why) && said.contains("it fits with a CPU with "), "{said}");
+    let (code, said) = plan(&["--on", "h100", "--on", "cpu:64GiB"]);
+    assert!(code == Some(0) && !said.contains("no place"), "{said}");
+}
+
+#[test]
+fn a_plan_says_of_which_models_it_has_none() {
+    let state = State::new();
+    fs::create_dir(state.path().join("runs")).expect("the folder is writable");
+    fs::write(state.path().join("site.toml"), "[server]\nmodels_dir = \"runs\"\n").expect("the folder is writable");
+    let output = state.command(&["plan", "--config", "site.toml", "--on", "cpu:1GiB"]).output().expect("it runs");
+    let said = String::from_utf8(output.stdout).expect("text");
+    assert!(output.status.success() && said.contains("runs: not planned: its models come and go"), "{said}");
+}
+
+#[test]
 fn a_folder_of_checkpoints_is_refused_with_what_is_in_it() {
     let state = State::new();
     for file in ["step-1/config.json", "step-1/model.safetensors", "step-2/config.json", "step-2/model.safetensors"] {
@@ -220,6 +249,10 @@ fn an_option_that_cannot_count_is_refused_by_its_name() {
     for (command, wanted) in [
         ("bench --shape tiny --batch 1 --prompt 4 --generate 4", "--shape says something of a suite"),
         ("bench --streams 3 --batch 1", "--streams says something of a suite"),
+        ("bench --prompt 18446744073709551615", "make 18446744073709551615 tokens; this model takes 2048"),
+        ("bench --tariff 2026-12-01 --factor inf", "state a --factor above 0"),
+        ("quota set acme tokens_per_day nan", "`nan` is no number"),
+        ("worker enrol --partition far --out papers --days 99999999", "99999999 is not in 1..=36500"),
         ("serve --threads -1", "'-1' for '--threads <N>'"),
         ("serve --kv-cache-memory -1", "'-1' for '--kv-cache-memory <SIZE>'"),
         ("serve --tokenizer nowhere", "tokenizer (--tokenizer): \"nowhere\" is not a model source"),

@@ -106,6 +106,16 @@ fn an_enrolment_replaces_no_other_and_says_so() {
 }
 
 #[test]
+fn nobody_is_enrolled_for_a_partition_that_no_configuration_can_have() {
+    let state = State::new();
+    let output = state.command(&["worker", "enrol", "--partition", "far away", "--out", "papers"]).output();
+    let output = output.expect("the binary runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("--partition: `far away` is not a name; write one"), "{said}");
+    assert!(!state.path().join("papers").exists());
+}
+
+#[test]
 fn a_worker_of_another_machine_enrols_and_serves_over_mutual_tls() {
     let (state, elsewhere) = (State::new(), State::new());
     let config = |state: &State| {

@@ -195,6 +195,16 @@ async fn what_makes_no_sense_is_refused_and_named() {
 }
 
 #[tokio::test]
+async fn an_account_is_asked_for_by_its_path_however_its_client_writes_that_in_a_query() {
+    let bench = bench().await;
+    let operator = bench.with(&bench.operator);
+    for written in ["acme/vision", "acme%2Fvision", "acme%2fvision"] {
+        let usage = operator.get(&format!("/admin/v1/usage?account={written}")).await;
+        assert_eq!((usage.status, &usage.json()["account"]), (200, &json!("acme/vision")), "{}", usage.text());
+    }
+}
+
+#[tokio::test]
 async fn no_query_of_administration_is_passed_over() {
     let bench = bench().await;
     let operator = bench.with(&bench.operator);

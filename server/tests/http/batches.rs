@@ -174,6 +174,8 @@ async fn a_batch_that_a_restart_interrupts_goes_on_and_runs_nothing_twice() {
     let client = server.client();
     let found = client.get("/v1/batches").await.json();
     assert_eq!(found["data"][0]["id"], batch["id"]);
+    let answered = found["data"][0]["request_counts"]["completed"].as_u64();
+    assert!(answered >= Some(5), "known before anything runs: {found}");
     let runner = tokio::spawn(run_batches(server.state.clone()));
     let batch = wait_until(&client, &batch, is("completed")).await;
     assert_eq!(batch["request_counts"], json!({"total": 40, "completed": 40, "failed": 0}));
@@ -181,6 +183,49 @@ async fn a_batch_that_a_restart_interrupts_goes_on_and_runs_nothing_twice() {
     let ids: BTreeSet<String> = output.iter().map(|line| line["custom_id"].to_string()).collect();
     assert_eq!((output.len(), ids.len()), (40, 40));
     runner.abort();
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_the_requests_of_batches_that_run_and_begins_no_more() {
+    let (folder, gate, seen) = (tempfile::tempdir().unwrap(), Gate::closed(), Seen::default());
+    let batches = BatchBounds { max_running_requests: 3, ..BatchBounds::default() };
+    let options = Options { batches, gate: gate.clone(), seen: seen.clone(), ..keeping(&folder) };
+    let server = Server::with(options).await;
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let lines: Vec<Value> = (0..8).map(|n| line(&format!("r{n}"), &format!("answer {n}"))).collect();
+    let batch = create(&server.client(), &jsonl(&lines)).await;
+    until(|| seen.count(Class::Batch) == 3).await;
+    server.state.readiness().start_draining();
+    gate.release();
+    timeout(PATIENCE, runner).await.expect("it ends with what runs").unwrap();
+    let stands = server.client().get(&format!("/v1/batches/{}", batch["id"].as_str().unwrap())).await.json();
+    assert_eq!(stands["request_counts"], json!({"total": 8, "completed": 3, "failed": 0}));
+    drop(server);
+
+    let server = Server::with(Options { seen: seen.clone(), ..keeping(&folder) }).await;
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let batch = wait_until(&server.client(), &batch, is("completed")).await;
+    assert_eq!(batch["request_counts"], json!({"total": 8, "completed": 8, "failed": 0}));
+    assert_eq!(seen.count(Class::Batch), 8, "each was run once");
+    runner.abort();
+}
+
+/// What it was refused is no answer, and would be kept for good.
+#[tokio::test]
+async fn a_request_of_a_batch_that_waits_for_room_waits_no_longer_than_the_server_drains() {
+    let (folder, gate, seen) = (tempfile::tempdir().unwrap(), Gate::closed(), Seen::default());
+    let key_limits = Some(vec![limit(Limit::concurrent_requests, 1)]);
+    let server = Server::with(Options { key_limits, gate: gate.clone(), seen: seen.clone(), ..keeping(&folder) }).await;
+    let client = server.client().with_key();
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let batch = create(&client, &jsonl(&[line("a", "x"), line("b", "y")])).await;
+    until(|| seen.count(Class::Batch) == 1).await;
+    server.state.readiness().start_draining();
+    gate.release();
+    timeout(PATIENCE, runner).await.expect("nobody waits for room").unwrap();
+    let stands = client.get(&format!("/v1/batches/{}", batch["id"].as_str().unwrap())).await.json();
+    assert_eq!((&stands["status"], &stands["request_counts"]["failed"]), (&json!("in_progress"), &json!(0)));
+    assert_eq!(stands["request_counts"]["completed"], 1);
 }
 
 /// A server that is stopped once some of 40 requests are answered, and the batch.

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::common::{KEY, MODEL, Options, Server, limit};
 use passerelle::gateway::Limit;
 use passerelle::gateway::quota::{Bound, Period, Unit};
+use passerelle_engine::EngineConfig;
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -147,6 +148,24 @@ async fn what_cannot_be_chosen_is_refused_by_name() {
         let reply = client.post(path, &body).await;
         assert_eq!((reply.status, reply.param().as_deref()), (400, Some(param)), "{}", reply.text());
     }
+}
+
+#[tokio::test]
+async fn more_answers_than_an_engine_runs_at_once_are_refused_by_the_field_that_asked_for_them() {
+    let options = Options::default();
+    let engine = EngineConfig { max_num_seqs: 2, ..options.engine.clone() };
+    let server = Server::with(Options { engine, ..options }).await;
+    let cases = [
+        (CHAT, chat(&json!({"n": 3})), "n"),
+        (COMPLETIONS, completion(&json!({"n": 3})), "n"),
+        (COMPLETIONS, completion(&json!({"best_of": 3})), "best_of"),
+        (COMPLETIONS, completion(&json!({"n": 2, "best_of": 3})), "best_of"),
+    ];
+    for (path, body, param) in cases {
+        let reply = server.client().post(path, &body).await;
+        assert_eq!((reply.status, reply.param().as_deref()), (400, Some(param)), "{}", reply.text());
+    }
+    server.assert_at_rest().await;
 }
 
 #[tokio::test]

@@ -245,6 +245,7 @@ async fn what_a_remote_tokenizer_needs_is_told_to_who_has_a_key() {
     assert_eq!((&info["eos_token"], &info["model_max_length"]), (&json!("<|im_end|>"), &json!(2048)));
     assert!(info["chat_template"].as_str().unwrap().contains("<|im_start|>"));
     assert_eq!(client.get(&format!("/tokenizer_info?model={MODEL}")).await.json(), info);
+    assert_eq!(client.get("/tokenizer_info?model=test%2fparrot").await.json(), info);
     assert_eq!(client.get("/tokenizer_info?model=nobody").await.status, 404);
     let tokens = client.post("/tokenize", &json!({"prompt": "test", "add_special_tokens": false})).await.json();
     assert_eq!(tokens["count"], 4);

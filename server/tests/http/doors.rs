@@ -29,46 +29,54 @@ const BODIES: [&str; 9] = [
     "/v1/models",
 ];
 
-/// Values at and beyond the edges of what every generating route reads.
-fn extremes() -> Vec<(&'static str, Value)> {
+/// Values at and beyond the edges of what every generating route reads, and how each is answered.
+fn extremes() -> Vec<(&'static str, Value, u16)> {
     let many = |count: usize| (0..count).map(|n| (n.to_string(), json!("x"))).collect::<Value>();
     let mut cases = vec![
-        ("seed", json!(i64::MAX)),
-        ("seed", json!(1e19)),
-        ("stop", json!(vec!["x"; 16])),
-        ("stop", json!(vec!["x"; 17])),
-        ("stop", json!("")),
-        ("stop", json!("x".repeat(1025))),
-        ("stop", json!(["a", null])),
-        ("stop_token_ids", json!([258])),
-        ("stop_token_ids", json!([259])),
-        ("stop_token_ids", json!([-1])),
-        ("stop_token_ids", json!(vec![1; 65])),
-        ("logit_bias", json!({"258": 100})),
-        ("logit_bias", json!({"259": 1})),
-        ("logit_bias", json!({"x": 1})),
-        ("logit_bias", json!({"7": 1, "07": 2})),
-        ("logit_bias", json!({"1": 100.5})),
-        ("metadata", many(16)),
-        ("metadata", many(17)),
-        ("metadata", json!({"a": 1})),
-        ("user", json!(5)),
-        ("cache_salt", json!("")),
-        ("cache_salt", json!("x".repeat(257))),
-        ("model", json!("nobody")),
-        ("model", json!("x".repeat(100_000))),
-        ("stream", json!("yes")),
-        ("chat_templates", json!({})),
-        ("\u{0}", json!(1)),
-        ("min_tokens", json!(u64::MAX)),
+        ("seed", json!(i64::MAX), 200),
+        ("seed", json!(1e19), 400),
+        ("stop", json!(vec!["x"; 16]), 200),
+        ("stop", json!(vec!["x"; 17]), 400),
+        ("stop", json!(""), 400),
+        ("stop", json!("x".repeat(1025)), 400),
+        ("stop", json!(["a", null]), 400),
+        ("stop_token_ids", json!([258]), 200),
+        ("stop_token_ids", json!([259]), 400),
+        ("stop_token_ids", json!([-1]), 400),
+        ("stop_token_ids", json!(vec![1; 65]), 400),
+        ("logit_bias", json!({"258": 100}), 200),
+        ("logit_bias", json!({"259": 1}), 400),
+        ("logit_bias", json!({"x": 1}), 400),
+        ("logit_bias", json!({"7": 1, "07": 2}), 400),
+        ("logit_bias", json!({"1": 100.5}), 400),
+        ("metadata", many(16), 200),
+        ("metadata", many(17), 400),
+        ("metadata", json!({"a": 1}), 400),
+        ("user", json!(5), 400),
+        ("cache_salt", json!(""), 400),
+        ("cache_salt", json!("x".repeat(257)), 400),
+        ("model", json!("nobody"), 404),
+        ("model", json!("x".repeat(100_000)), 404),
+        ("stream", json!("yes"), 400),
+        ("chat_templates", json!({}), 400),
+        ("\u{0}", json!(1), 400),
+        ("min_tokens", json!(u64::MAX), 400),
     ];
-    let numbers =
-        ["temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty"];
-    for name in numbers {
-        for value in
-            [json!(0), json!(-1e300), json!(1e300), json!(-0.5), json!("1"), json!([]), json!(true), json!(2.5)]
-        {
-            cases.push((name, value));
+    // Of the values below, by their place, those that are within the field's bounds.
+    let numbers: [(&str, &[usize]); 7] = [
+        ("temperature", &[0]),
+        ("top_p", &[0]),
+        ("top_k", &[0]),
+        ("min_p", &[0]),
+        ("frequency_penalty", &[0, 3]),
+        ("presence_penalty", &[0, 3]),
+        ("repetition_penalty", &[7]),
+    ];
+    for (name, within) in numbers {
+        let values =
+            [json!(0), json!(-1e300), json!(1e300), json!(-0.5), json!("1"), json!([]), json!(true), json!(2.5)];
+        for (place, value) in values.into_iter().enumerate() {
+            cases.push((name, value, if within.contains(&place) { 200 } else { 400 }));
         }
     }
     cases
@@ -78,7 +86,7 @@ fn extremes() -> Vec<(&'static str, Value)> {
 async fn the_same_extreme_request_gets_the_same_verdict_at_every_door() {
     let server = Server::start().await;
     let client = server.client();
-    for (name, value) in extremes() {
+    for (name, value, status) in extremes() {
         let mut verdicts = Vec::new();
         for (path, mut body) in doors() {
             body[name] = value.clone();
@@ -87,6 +95,7 @@ async fn the_same_extreme_request_gets_the_same_verdict_at_every_door() {
             let refusal = (reply.status != 200).then(|| (reply.error_code(), reply.param()));
             verdicts.push((reply.status, refusal));
         }
+        assert_eq!(verdicts[0].0, status, "{name}: {value}: {verdicts:?}");
         assert!(verdicts.iter().all(|verdict| *verdict == verdicts[0]), "{name}: {value}: {verdicts:?}");
     }
     server.assert_at_rest().await;

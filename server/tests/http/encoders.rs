@@ -1,6 +1,8 @@
 //! Embeddings, scores and labels over HTTP: what the reference implementation says, in the shapes that clients expect, and
 //! paid for on every way out.
 
+mod lanes;
+
 use std::sync::Arc;
 
 use crate::batches;

@@ -69,15 +69,26 @@ async fn what_the_kv_cache_can_never_hold_names_the_context() {
     let engine = EngineConfig { num_kv_blocks: 4, ..options.engine.clone() };
     let server = Server::with(Options { engine, ..options }).await;
     let client = server.client();
+    let long = "x".repeat(500);
     let response = json!({"model": MODEL, "input": "hi", "max_output_tokens": 500});
-    let scored = json!({"model": MODEL, "prompt": "x".repeat(500), "max_tokens": 0, "echo": true});
+    let long_response = json!({"model": MODEL, "input": long, "max_output_tokens": 5});
+    let scored = json!({"model": MODEL, "prompt": long, "max_tokens": 0, "echo": true});
+    let listed = json!({"model": MODEL, "prompt": ["a", long], "max_tokens": 5});
+    let messages = json!([{"role": "user", "content": long}]);
     for (path, body, field) in [
         (CHAT, chat(json!({"max_tokens": 500})), "max_tokens"),
         (CHAT, chat(json!({"max_tokens": null, "max_completion_tokens": 500})), "max_completion_tokens"),
+        (CHAT, chat(json!({"max_tokens": 5, "messages": messages})), "messages"),
+        (CHAT, chat(json!({"max_tokens": null})), "messages"),
         ("/v1/responses", response, "max_output_tokens"),
+        ("/v1/responses", long_response, "input"),
+        ("/v1/responses", json!({"model": MODEL, "input": "hi"}), "input"),
         ("/v1/completions", scored, "prompt"),
+        ("/v1/completions", listed, "prompt[1]"),
     ] {
-        refused(&client.post(path, &body).await, 400, "context_length_exceeded", Some(field));
+        let reply = client.post(path, &body).await;
+        refused(&reply, 400, "context_length_exceeded", Some(field));
+        assert!(reply.message().contains(&format!("`{field}`")), "says what to do: {}", reply.message());
     }
     server.assert_at_rest().await;
 }
@@ -212,6 +223,16 @@ async fn who_sends_no_text_to_count_is_told_both_fields_that_may_hold_one() {
     let reply = server.client().post("/tokenize", &json!({"model": MODEL})).await;
     refused(&reply, 400, "missing_required_parameter", Some("prompt"));
     assert_eq!(reply.message(), "Missing required parameter: `prompt` or `messages`.");
+}
+
+#[tokio::test]
+async fn who_calls_a_text_to_count_as_other_servers_do_is_told_what_it_is_called_here() {
+    let server = Server::start().await;
+    for name in ["text", "content", "inputs", "input"] {
+        let reply = server.client().post("/tokenize", &json!({"model": MODEL, name: "a"})).await;
+        refused(&reply, 400, "unknown_parameter", Some(name));
+        assert_eq!(reply.message(), format!("Unknown parameter: `{name}`. Did you mean `prompt`?"));
+    }
 }
 
 #[tokio::test]

@@ -197,7 +197,7 @@ async fn read_all(connection: &mut TcpStream) -> String {
 
 #[tokio::test]
 async fn a_head_that_never_ends_is_not_waited_for() {
-    let config = ServeConfig { header_timeout: Duration::from_millis(20), ..ServeConfig::default() };
+    let config = ServeConfig { header_timeout: Duration::from_millis(200), ..ServeConfig::default() };
     let server = Server::with(Options { serve: config, ..Options::default() }).await;
     let mut connection = TcpStream::connect(server.address).await.unwrap();
     connection.write_all(b"GET /health HTTP/1.1\r\nhost: local").await.unwrap();

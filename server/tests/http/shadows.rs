@@ -273,4 +273,8 @@ async fn a_model_that_is_asked_by_its_own_name_has_no_candidate() {
     assert_eq!(bench.user.post(CHAT, &chat(MODEL, "hi")).await.status, 200);
     assert_eq!(bench.user.post(CHAT, &chat(ALIAS, "hi")).await.status, 200);
     bench.wait_for("compared", 1).await;
+    bench.server.settle().await;
+    let taken = [USER, OPERATOR].map(|path| bench.totals(path).reservations_taken);
+    assert_eq!(taken, [2, 4], "two questions to each of two models, once");
+    bench.wait_for("compared", 1).await;
 }

@@ -26,14 +26,18 @@ use crate::common::{Options, PATIENCE, Server};
 use script::{Act, Scripted, chat_answer, chat_piece, completion_answer};
 
 const REMOTE: &str = "big";
-/// Long for a test that waits it out, short for one that does not mean to.
-const FIRST_BYTE: Duration = Duration::from_millis(300);
+/// How long an upstream is waited for that means never to begin, or never to end its refusal.
+const FIRST_BYTE_THAT_NEVER_COMES: Duration = Duration::from_millis(300);
 
 /// A server whose model `big` runs on these.
 async fn gateway(upstreams: &[SocketAddr]) -> Server {
+    gateway_that_waits(PATIENCE, upstreams).await
+}
+
+async fn gateway_that_waits(first_byte: Duration, upstreams: &[SocketAddr]) -> Server {
     let server = Server::with(Options::default()).await;
-    let replicas: Vec<_> = upstreams.iter().zip(1..).map(|(address, id)| replica(*address, REMOTE, id)).collect();
-    serve(&server.state, replicas);
+    let replica = |(address, id): (&SocketAddr, u32)| replica_that_waits(first_byte, *address, REMOTE, id);
+    serve(&server.state, upstreams.iter().zip(1..).map(replica).collect());
     server
 }
 
@@ -50,13 +54,17 @@ fn serve_with_default(state: &AppState, upstreams: Vec<Arc<Replica>>, default_ma
 }
 
 fn replica(address: SocketAddr, model: &str, id: u32) -> Arc<Replica> {
+    replica_that_waits(PATIENCE, address, model, id)
+}
+
+fn replica_that_waits(first_byte: Duration, address: SocketAddr, model: &str, id: u32) -> Arc<Replica> {
     let settings = UpstreamSettings {
         kind: UpstreamKind::default(),
         url: &format!("http://{address}"),
         model: "org/big",
         key: Some("sk-theirs"),
         health_path: "/v1/models",
-        timeouts: Timeouts { connect: Duration::from_secs(5), first_byte: FIRST_BYTE, idle: Duration::from_secs(30) },
+        timeouts: Timeouts { connect: Duration::from_secs(5), first_byte, idle: Duration::from_secs(30) },
     };
     let parts = UpstreamParts {
         name: address.to_string(),
@@ -177,11 +185,15 @@ async fn whatever_an_upstream_does_is_told_in_openais_shape_and_bills_nothing() 
         (Act::SayAndWait(Vec::new()), 504, "upstream_timeout"),
         (Act::Refuse(429, "retry-after: 7\r\n", ""), 503, "queue_full"),
         (Act::Refuse(503, "", ""), 503, "queue_full"),
+        (Act::RefuseAndWait(429, "retry-after: 7\r\n"), 503, "queue_full"),
+        (Act::RefuseAndWait(400, ""), 400, "invalid_value"),
         (Act::Refuse(400, "", r#"{"error": {"message": "no", "param": "top_p"}}"#), 400, "invalid_value"),
     ];
     for (act, status, code) in cases {
         let upstream = Scripted::always(act.clone()).await;
-        let server = gateway(&[upstream.address]).await;
+        let waits = matches!(act, Act::SayAndWait(_) | Act::RefuseAndWait(..));
+        let first_byte = if waits { FIRST_BYTE_THAT_NEVER_COMES } else { PATIENCE };
+        let server = gateway_that_waits(first_byte, &[upstream.address]).await;
         for stream in [false, true] {
             if stream && status == 503 {
                 continue; // it rests now

@@ -51,6 +51,13 @@ impl Source {
         self.code.lines().enumerate().map(|(index, line)| (index + 1, line))
     }
 
+    /// Numbered lines of tests: all of a file of tests, of others what follows the code.
+    pub(crate) fn code_of_tests(&self) -> impl Iterator<Item = (usize, &str)> {
+        let begins = if self.is_test() { Some(0) } else { self.code.find("#[cfg(test)]\nmod tests {") };
+        let before = self.code[..begins.unwrap_or(self.code.len())].matches('\n').count();
+        self.code().skip(before)
+    }
+
     /// Numbered lines up to the tests, then every import in full, numbered by where it begins.
     pub(crate) fn product_code(&self) -> Vec<(usize, String)> {
         let end = self.code.find("#[cfg(test)]\nmod tests").unwrap_or(self.code.len());

@@ -66,3 +66,20 @@ fn nobody_waits_for_what_a_worse_class_computes() {
     let stepped = bench.step();
     assert!(stepped.iter().any(|&(arrival, tokens)| arrival == 1 && tokens > 0), "{stepped:?}");
 }
+
+#[test]
+fn a_class_whose_only_request_left_while_it_was_held_is_not_overdue_when_the_next_one_comes() {
+    let patience = Duration::from_secs(5);
+    let two_places = EngineConfig { num_kv_blocks: 40, max_num_seqs: 2, class_patience: patience, ..config() };
+    let mut bench = Bench::new(two_places);
+    let prompt: Vec<_> = (0..30).collect();
+    bench.add_request(request(0, &prompt));
+    bench.add_request(crate::Request { class: Class::Batch, ..request(1, &prompt) });
+    assert_eq!(bench.step(), [(0, 16)]);
+    assert_eq!(bench.step(), [(0, 14)], "the other waits for it");
+    assert_eq!(bench.scheduler.extract(|sequence| sequence.id.arrival == 1).len(), 1);
+    bench.now += patience;
+    bench.add(2, 2);
+    bench.add_of_class(Class::Batch, 3, 2);
+    assert_eq!(bench.step(), [(0, 1), (2, 2)]);
+}

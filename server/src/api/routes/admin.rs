@@ -22,7 +22,7 @@ use serde_json::json;
 pub(crate) use accounts::change_limit;
 
 use super::me::{USAGE_QUERY, in_query, sums};
-use super::page::{no_query, only};
+use super::pagination::{no_query, only, unescaped};
 use super::require;
 use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::body::read_bytes;
@@ -75,7 +75,7 @@ async fn usage<D: AdminBackend>(State(backend): State<D>, request: Request) -> R
     let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
     let query = request.uri().query().unwrap_or_default();
     only(query, &[&USAGE_QUERY[..], &["account"]].concat())?;
-    let named = in_query(query, "account").map(str::parse).transpose();
+    let named = in_query(query, "account").map(|account| unescaped(account).parse::<AccountPath>()).transpose();
     let named = named.map_err(|error: PathError| ApiError::new(ErrorKind::InvalidValue, format!("{error}.")))?;
     let is_named = named.is_some();
     let account = named.unwrap_or_else(|| caller.account.path.clone());

@@ -11,14 +11,14 @@ use super::{AboutModel, enter, list_ignored};
 use crate::api::alias;
 use crate::api::body::read_json;
 use crate::api::causes::fill_rate_limit_headers;
-use crate::api::compared::compare;
 use crate::api::deliver::{Delivery, NotAdmitted, stream_once_admitted};
-use crate::api::errors::{ApiError, ErrorKind};
+use crate::api::errors::ApiError;
 use crate::api::generate::{RequestContext, ServedAs, admit};
 use crate::api::ids::random_id;
+use crate::api::prompt_scores::compare;
 use crate::api::shadow;
 use crate::api::state::AppState;
-use crate::api::wire::answer::{Answer, AnswerForm, AnswerHead, AnswerKind};
+use crate::api::wire::answer::{Answer, AnswerHead, AnswerKind, AnswerWriter};
 use crate::api::wire::chat::read_chat;
 use crate::api::wire::completions::read_completions;
 use crate::api::wire::forward::Outgoing;
@@ -28,13 +28,13 @@ use crate::api::wire::responses::{ReadResponse, read_response};
 
 /// Which route a body came through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Door {
+pub(crate) enum AnswerRoute {
     Chat,
     Completions,
     Responses,
 }
 
-impl Door {
+impl AnswerRoute {
     fn id_prefix(self) -> &'static str {
         match self {
             Self::Chat => "chatcmpl-",
@@ -54,21 +54,21 @@ impl Door {
 }
 
 pub(crate) async fn chat(State(state): State<AppState>, request: Request) -> Response {
-    answer(state, request, Door::Chat).await.unwrap_or_else(IntoResponse::into_response)
+    answer(state, request, AnswerRoute::Chat).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 pub(crate) async fn completions(State(state): State<AppState>, request: Request) -> Response {
-    answer(state, request, Door::Completions).await.unwrap_or_else(IntoResponse::into_response)
+    answer(state, request, AnswerRoute::Completions).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 pub(crate) async fn responses(State(state): State<AppState>, request: Request) -> Response {
-    answer(state, request, Door::Responses).await.unwrap_or_else(IntoResponse::into_response)
+    answer(state, request, AnswerRoute::Responses).await.unwrap_or_else(IntoResponse::into_response)
 }
 
-async fn answer(state: AppState, request: Request, door: Door) -> Result<Response, ApiError> {
+async fn answer(state: AppState, request: Request, route: AnswerRoute) -> Result<Response, ApiError> {
     let context = enter(&state, request.headers())?;
     let body = read_json(request, &state).await?;
-    answer_body(&state, context, body, door).await
+    answer_body(&state, context, body, route).await
 }
 
 /// Everything after the body is there.
@@ -76,17 +76,17 @@ pub(crate) async fn answer_body(
     state: &AppState,
     context: RequestContext,
     body: Value,
-    door: Door,
+    route: AnswerRoute,
 ) -> Result<Response, ApiError> {
     let caller = Arc::clone(&context.caller);
     let context = RequestContext { shadow: shadow::drawn(state, &body), ..context };
     let body = alias::settle(state, &caller, body);
-    let written = door.passed_on_as().filter(|_| goes_out(state, &body)).map(|kind| (kind, body.clone()));
-    let (read, form) = read(state, body, door)?;
+    let written = route.passed_on_as().filter(|_| goes_out(state, &body)).map(|kind| (kind, body.clone()));
+    let (read, form) = read(state, body, route)?;
     let outgoing = written.map(|(kind, body)| Outgoing::new(kind, body, &read.ignored));
     let about = AboutModel(read.generate.model.clone());
     let ignored = read.ignored.clone();
-    let generated = generate(state, context, (read, outgoing), (form, door.id_prefix())).await;
+    let generated = generate(state, context, (read, outgoing), (form, route.id_prefix())).await;
     let mut response = generated.unwrap_or_else(IntoResponse::into_response);
     fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&caller, Some(&about.0)));
     list_ignored(&mut response, &ignored);
@@ -100,19 +100,19 @@ fn goes_out(state: &AppState, body: &Value) -> bool {
 }
 
 /// Makes the answer once its head is known.
-type Form = Box<dyn FnOnce(AnswerHead) -> Box<dyn AnswerForm> + Send>;
+type Form = Box<dyn FnOnce(AnswerHead) -> Box<dyn AnswerWriter> + Send>;
 
-fn read(state: &AppState, body: Value, door: Door) -> Result<(ReadRequest, Form), ApiError> {
+fn read(state: &AppState, body: Value, route: AnswerRoute) -> Result<(ReadRequest, Form), ApiError> {
     let bounds = &state.config().bounds;
     let of_choices = |kind: AnswerKind, read: ReadRequest| {
         let output = (read.generate.output.clone(), read.generate.choices.shown.get() as usize);
         let form: Form = Box::new(move |head| Box::new(Answer::new(kind, head, output)));
         (read, form)
     };
-    Ok(match door {
-        Door::Chat => of_choices(AnswerKind::Chat, read_chat(body, state.reader(), bounds)?),
-        Door::Completions => of_choices(AnswerKind::Completion, read_completions(body, state.reader(), bounds)?),
-        Door::Responses => {
+    Ok(match route {
+        AnswerRoute::Chat => of_choices(AnswerKind::Chat, read_chat(body, state.reader(), bounds)?),
+        AnswerRoute::Completions => of_choices(AnswerKind::Completion, read_completions(body, state.reader(), bounds)?),
+        AnswerRoute::Responses => {
             let ReadResponse { request, repeated, included } = read_response(body, state.reader(), bounds)?;
             (request, Box::new(move |head| Box::new(ResponseAnswer::new(head, repeated, included))))
         }
@@ -159,7 +159,7 @@ async fn deliver(
 
 /// Of an answer of which nobody knows yet who gives it.
 fn unserved_head(state: &AppState, model: &str, prefix: &str) -> Result<AnswerHead, ApiError> {
-    let id = random_id(prefix).ok_or_else(|| ApiError::new(ErrorKind::Internal, "The system gave no randomness."))?;
+    let id = random_id(prefix).ok_or_else(ApiError::no_randomness)?;
     let created = state.clock().wall().as_secs();
     Ok(AnswerHead { id, created, model: model.to_owned(), fingerprint: None, tier: None, billing: None })
 }

@@ -10,11 +10,11 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::kept::{Kept, KeptItem, on_disk};
-use super::page::{Page, pairs};
+use super::pagination::{ListPage, pairs};
 use super::{enter, list_ignored, require};
 use crate::api::body::read_json;
 use crate::api::causes::fill_rate_limit_headers;
-use crate::api::errors::{ApiError, ErrorKind};
+use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required};
 use crate::api::reserve::reserve;
 use crate::api::state::AppState;
@@ -59,7 +59,7 @@ async fn made(
     let owner = caller.account.path.as_str().to_owned();
     let input =
         store.file(&owner, &asked.input_file_id).map_err(|error| ApiError::from(error).param("input_file_id"))?;
-    let id = BatchId::random().ok_or_else(|| ApiError::new(ErrorKind::Internal, "The system gave no randomness."))?;
+    let id = BatchId::random().ok_or_else(ApiError::no_randomness)?;
     let now = state.clock().wall().as_secs();
     let mut batch = Batch {
         id,
@@ -86,7 +86,7 @@ async fn made(
 }
 
 pub(crate) async fn list(Kept { store, owner }: Kept, uri: Uri) -> Result<Response, ApiError> {
-    let mut page = Page::new(DEFAULT_PAGE, MAX_PAGE);
+    let mut page = ListPage::new(DEFAULT_PAGE, MAX_PAGE);
     pairs(uri.query().unwrap_or_default()).try_for_each(|pair| page.take(pair))?;
     let batches = store.batches(&owner);
     Ok(Json(page.of(&batches, |batch| batch.id.as_str(), batch_json)?).into_response())

@@ -9,11 +9,11 @@ use super::{AboutModel, enter, list_ignored};
 use crate::api::alias;
 use crate::api::body::read_json;
 use crate::api::causes::fill_rate_limit_headers;
-use crate::api::compare::admit;
 use crate::api::deliver::Delivery;
-use crate::api::errors::{ApiError, ErrorKind};
+use crate::api::errors::ApiError;
 use crate::api::generate::RequestContext;
 use crate::api::ids::random_id;
+use crate::api::side_by_side::admit;
 use crate::api::state::AppState;
 use crate::api::wire::compare::{ReadCompare, read_compare};
 
@@ -36,8 +36,7 @@ async fn answer(state: &AppState, request: Request) -> Result<Response, ApiError
 }
 
 async fn deliver(state: &AppState, context: RequestContext, read: ReadCompare) -> Result<Response, ApiError> {
-    let no_randomness = || ApiError::new(ErrorKind::Internal, "The system gave no randomness.");
-    let id = random_id("compare-").ok_or_else(no_randomness)?;
+    let id = random_id("compare-").ok_or_else(ApiError::no_randomness)?;
     let is_streamed = read.generate.output.stream.is_some();
     let (admitted, answer) = admit(state, context, read, id).await?;
     let delivery = Delivery::new(state.clone(), admitted, Box::new(answer));

@@ -14,7 +14,7 @@ use crate::api::alias;
 use crate::api::body::read_json;
 use crate::api::causes::{fill_rate_limit_headers, unfit_encoder};
 use crate::api::encode::{Encoded, ServedEncoder, encode, find_encoder};
-use crate::api::errors::{ApiError, ErrorKind};
+use crate::api::errors::ApiError;
 use crate::api::fields::{Reader, invalid};
 use crate::api::generate::RequestContext;
 use crate::api::ids::random_id;
@@ -26,6 +26,9 @@ use crate::api::wire::scores::{
 };
 use crate::api::wire::texts::{TextItem, Texts};
 use crate::gateway::Caller;
+
+/// More are written off the async threads.
+const MAX_INLINE_FLOATS: usize = 16 << 10;
 
 pub(crate) async fn embeddings(State(state): State<AppState>, request: Request) -> Response {
     answer(&state, request, read_embeddings, give_vectors).await
@@ -44,8 +47,12 @@ async fn give_vectors(state: &AppState, context: &RequestContext, read: ReadEmbe
     };
     let shape = VectorShape::new(embedding, dimensions.map(usize::from), normalize)?;
     let Encoded { mut vectors, usage } = encode(state, context, &served, texts).await?;
-    vectors.iter_mut().for_each(|vector| shape.apply(vector));
-    json(EmbeddingsAnswer::new(model, vectors, format, usage))
+    let num_floats = vectors.iter().map(Vec::len).sum::<usize>();
+    let write = move || {
+        vectors.iter_mut().for_each(|vector| shape.apply(vector));
+        json(EmbeddingsAnswer::new(model, vectors, format, usage))
+    };
+    if num_floats <= MAX_INLINE_FLOATS { write() } else { state.text_work().run(write).await }
 }
 
 pub(crate) async fn rerank(State(state): State<AppState>, request: Request) -> Response {
@@ -127,8 +134,9 @@ async fn answer_body<R: About>(
 
 /// TEI serves one model and its clients name none: nor need they here, where only one is served.
 fn with_only_model(state: &AppState, caller: &Caller, mut body: Value) -> Value {
-    if body.get("texts").is_some()
-        && body.get("model").is_none()
+    let has = |name: &str| body.get(name).is_some_and(|value| !value.is_null());
+    if has("texts")
+        && !has("model")
         && let Some(model) = state.only_model(caller)
     {
         body["model"] = Value::String(model);
@@ -260,7 +268,7 @@ fn list<T>(
 }
 
 fn new_id(prefix: &str) -> Result<String, ApiError> {
-    random_id(prefix).ok_or_else(|| ApiError::new(ErrorKind::Internal, "The system gave no randomness."))
+    random_id(prefix).ok_or_else(ApiError::no_randomness)
 }
 
 fn json(answer: impl Serialize) -> Result<Response, ApiError> {

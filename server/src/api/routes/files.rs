@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::kept::{Kept, KeptItem, on_disk};
-use super::page::{Page, pairs};
+use super::pagination::{ListPage, pairs};
 use super::{enter, require};
 use crate::api::causes::fill_rate_limit_headers;
 use crate::api::download::of_file;
@@ -92,7 +92,7 @@ fn unread(part: &str) -> ApiError {
 
 /// Newest first, unless the query says otherwise.
 pub(crate) async fn list(Kept { store, owner }: Kept, uri: Uri) -> Result<Response, ApiError> {
-    let mut page = Page::new(MAX_PAGE, MAX_PAGE);
+    let mut page = ListPage::new(MAX_PAGE, MAX_PAGE);
     let mut files = store.files(&owner);
     for (name, value) in pairs(uri.query().unwrap_or_default()) {
         match (name, value) {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::admin::blocking;
 use super::authenticate;
-use super::page::{no_query, only};
+use super::pagination::{no_query, only};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::invalid;
 use crate::api::state::AppState;
@@ -107,7 +107,7 @@ fn instant(query: &str, name: &str) -> Result<Option<UnixSeconds>, ApiError> {
     }
 }
 
-/// Numbers and the names of accounts are written as they are in a URL.
+/// A value as it is written.
 pub(crate) fn in_query<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     pairs.find(|(key, _)| *key == name).map(|(_, value)| value)

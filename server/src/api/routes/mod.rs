@@ -9,10 +9,10 @@ pub(crate) mod files;
 pub(crate) mod kept;
 pub(crate) mod me;
 pub(crate) mod models;
-mod page;
-pub(crate) mod pages;
+mod pagination;
 pub(crate) mod probes;
 pub(crate) mod tokens;
+pub(crate) mod web_pages;
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use super::errors::{ApiError, ErrorKind, ErrorLabel};
 use super::fields::invalid;
 use super::generate::RequestContext;
 use super::state::AppState;
-use crate::gateway::{AccountPath, AuthError, Caller, RemoteReservation, Scope};
+use crate::gateway::{AccountPath, AuthError, Caller, PeerReservation, Scope};
 
 const IGNORED_FIELDS: HeaderName = HeaderName::from_static("x-passerelle-ignored-fields");
 const RESERVATION: HeaderName = HeaderName::from_static("x-passerelle-reservation");
@@ -64,10 +64,10 @@ fn enter(state: &AppState, headers: &HeaderMap) -> Result<RequestContext, ApiErr
 
 /// The other gateway's reservation, which only a key that is meant for gateways may name: who named the same one for
 /// everything would pay once.
-fn origin(caller: &Caller, headers: &HeaderMap) -> Result<Option<RemoteReservation>, ApiError> {
+fn origin(caller: &Caller, headers: &HeaderMap) -> Result<Option<PeerReservation>, ApiError> {
     let Some(id) = headers.get(RESERVATION).filter(|_| caller.may(Scope::Gateway)) else { return Ok(None) };
     let for_account = account_over_there(headers)?;
-    let named = id.to_str().ok().and_then(|id| RemoteReservation::new(caller.account.path.clone(), id, for_account));
+    let named = id.to_str().ok().and_then(|id| PeerReservation::new(caller.account.path.clone(), id, for_account));
     let odd = || invalid("x-passerelle-reservation", "is 1 to 128 visible characters");
     named.map(Some).ok_or_else(odd)
 }

@@ -20,7 +20,7 @@ use crate::gateway::shelf::{DiskDigest, ShelfRow, ShelfState};
 use crate::gateway::{AccountPath, Alias, Caller, Shelf};
 
 /// Where each model is.
-pub(crate) const ONE: &str = "/v1/models/";
+pub(crate) const MODEL_PREFIX: &str = "/v1/models/";
 
 /// A model that is served, or that comes into memory when somebody asks for it.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub(crate) async fn retrieve(
 
 /// What was asked for, as it was written.
 fn written_name(uri: &Uri) -> &str {
-    uri.path().strip_prefix(ONE).unwrap_or(uri.path())
+    uri.path().strip_prefix(MODEL_PREFIX).unwrap_or(uri.path())
 }
 
 /// By name, in the order of names.

@@ -7,7 +7,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::page::only;
+use super::pagination::{only, unescaped};
 use super::{authenticate, enter, list_ignored, require};
 use crate::api::alias;
 use crate::api::body::read_json;
@@ -110,9 +110,7 @@ pub(crate) async fn tokenizer_info(State(state): State<AppState>, request: Reque
     let query = request.uri().query().unwrap_or_default();
     only(query, &["model"])?;
     let named = query.split('&').find_map(|pair| pair.strip_prefix("model="));
-    // Of what a model's name may hold, only these are ever written otherwise in a query.
-    let named = named.map(|name| name.replace("%2F", "/").replace("%3A", ":").replace("%40", "@"));
-    let named = named.map(|name| alias::model_of(&state, &caller, name));
+    let named = named.map(|name| alias::model_of(&state, &caller, unescaped(name)));
     let name = required(named.or_else(|| state.only_model(&caller)), "model")?;
     let model = find_model(&state, &caller, &name).await?;
     let mut info = model.text.special_tokens.clone();

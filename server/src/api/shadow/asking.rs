@@ -7,12 +7,12 @@ use passerelle_models::TokenId;
 
 use super::Fate;
 use super::item::Item;
-use crate::api::generate::saturating_u32;
 use crate::api::lease::Lease;
 use crate::api::meter::PromptMeter;
 use crate::api::state::AppState;
 use crate::gateway::account::ServiceClass;
 use crate::gateway::{Ask, Caller, Generation};
+use crate::units::saturating_u32;
 
 pub(super) struct Asking<'a> {
     pub(super) state: &'a AppState,

@@ -4,13 +4,13 @@ use passerelle_engine::{Heard, TokenLogprobs};
 use passerelle_models::TokenId;
 
 use super::asking::Said;
-use crate::api::generate::saturating_u32;
 use crate::api::lease::Lease;
 use crate::api::state::{AppState, ServedModel};
 use crate::evaluation::divergence::AnswerPair;
 use crate::evaluation::{Answer, Continuation, Outcome, Scored, TokenScore, TokenScores};
 use crate::metrics::ShadowFigures;
 use crate::text::{Detokenizer, SkipSpecialTokens, TextModel};
+use crate::units::saturating_u32;
 
 #[derive(Debug)]
 pub(super) struct Item {

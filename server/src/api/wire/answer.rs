@@ -20,10 +20,10 @@ use crate::api::launch::LivePrompt;
 use crate::api::sse::StreamEnd;
 use crate::api::state::AppState;
 use crate::gateway::journal::ToldSoFar;
-use crate::gateway::{Ledger, RemoteReservation};
+use crate::gateway::{Ledger, PeerReservation};
 
 /// How pieces of choices become an answer. `usage` is what was used so far.
-pub(crate) trait AnswerForm: Debug + Send {
+pub(crate) trait AnswerWriter: Debug + Send {
     /// What each prompt used so far, in their order, before `usage` says what they used together. Most answers tell no more
     /// than that.
     fn note_uses(&mut self, _: &mut dyn Iterator<Item = Usage>) {}
@@ -54,7 +54,7 @@ pub(crate) trait AnswerForm: Debug + Send {
     }
 }
 
-/// See [`AnswerForm::conclude`].
+/// See [`AnswerWriter::conclude`].
 pub(crate) type Conclusion<'a> = Pin<Box<dyn Future<Output = Result<(), ApiError>> + Send + 'a>>;
 
 /// One event of a stream.
@@ -92,7 +92,7 @@ pub(crate) struct Billing {
     ledger: Ledger,
     model: String,
     answers: NonZeroU32,
-    origin: RemoteReservation,
+    origin: PeerReservation,
     digest: Option<ModelDigest>,
     /// Of each prompt, where another gateway runs it.
     told: Vec<ToldSoFar>,
@@ -106,7 +106,7 @@ impl Billing {
     pub(crate) fn of(
         state: &AppState,
         (model, digest): (&str, Option<ModelDigest>),
-        (origin, answers): (Option<RemoteReservation>, NonZeroU32),
+        (origin, answers): (Option<PeerReservation>, NonZeroU32),
         told: impl Iterator<Item = ToldSoFar>,
     ) -> Option<Self> {
         let (origin, told) = (origin?, told.collect());
@@ -148,7 +148,7 @@ pub(crate) struct Answer {
     choices: Vec<Choice>,
 }
 
-impl AnswerForm for Answer {
+impl AnswerWriter for Answer {
     fn note_uses(&mut self, uses: &mut dyn Iterator<Item = Usage>) {
         if let Some(billing) = &mut self.head.billing {
             billing.uses.clear();

@@ -11,7 +11,7 @@ use super::sampling::{
 use super::structure::{STRUCTURE_FIELDS, Structure, read_structure};
 use super::tier::read_class;
 use crate::api::errors::ApiError;
-use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, too_many, wrong_type};
+use crate::api::fields::{Field, Fields, Reader, honoured, integer, invalid, neutral, required, too_many, wrong_type};
 
 pub(crate) const COMPLETION_FIELDS: &[Field] = &[
     honoured("prompt"),
@@ -58,20 +58,29 @@ pub(crate) fn read_completions(
     Ok(ReadRequest { prompt, generate, ignored: reader.into_ignored() })
 }
 
-/// Nothing to generate makes sense only where the prompt itself is asked about.
 fn read_sampling(fields: &mut Fields, output: &Output, bounds: &RequestBounds) -> Result<Sampling, ApiError> {
-    let mut sampling = Sampling::read(fields, bounds)?;
-    sampling.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
+    let max_tokens = read_max_tokens(fields, output)?.or(Some(DEFAULT_MAX_TOKENS));
+    let sampling = Sampling { max_tokens, ..Sampling::read(fields, bounds)? };
+    check_min_tokens(&sampling)?;
+    Ok(sampling)
+}
+
+/// Nothing to generate makes sense only where the prompt itself is asked about.
+fn read_max_tokens(fields: &mut Fields, output: &Output) -> Result<Option<u32>, ApiError> {
+    const NAME: &str = "max_tokens";
     let asks_about_prompt = output.echo
         || output.prompt_logprobs.is_some()
         || output.prompt_scores
         || output.prompt_scores_against.is_some();
-    if sampling.max_tokens == Some(0) && !asks_about_prompt {
-        let why = "0 is only allowed with `echo`, `prompt_logprobs`, `prompt_scores` or `prompt_scores_against`";
-        return Err(invalid("max_tokens", why));
+    if asks_about_prompt {
+        return fields.count(NAME, u32::MAX);
     }
-    check_min_tokens(&sampling)?;
-    Ok(sampling)
+    let Some(written) = fields.value(NAME) else { return Ok(None) };
+    if integer(NAME, &written, 0..=0).is_ok() {
+        let why = "0 is only allowed with `echo`, `prompt_logprobs`, `prompt_scores` or `prompt_scores_against`";
+        return Err(invalid(NAME, why));
+    }
+    Ok(u32::try_from(integer(NAME, &written, 1..=i64::from(u32::MAX))?).ok())
 }
 
 /// A comparison scores prompts with two models, and nothing else.

@@ -20,8 +20,10 @@ const OWN_FIELDS: [&str; 10] = [
     "service_tier",
     "return_token_ids",
 ];
+const PROMPT: &str = "prompt";
 
-/// The body of a request as its client wrote it and this server checked it, less what is this server's own.
+/// The body of a request as its client wrote it and this server checked it, less what is this server's own, and less the
+/// prompts of completions: each call is given its own.
 #[derive(Debug, Clone)]
 pub(crate) struct Outgoing {
     kind: AnswerKind,
@@ -32,8 +34,11 @@ impl Outgoing {
     /// `ignored`: the fields that were accepted without being read, which nobody is to read.
     pub(crate) fn new(kind: AnswerKind, body: Value, ignored: &[String]) -> Self {
         let mut fields = if let Value::Object(fields) = body { fields } else { Map::new() };
-        fields
-            .retain(|name, value| !value.is_null() && !OWN_FIELDS.contains(&name.as_str()) && !ignored.contains(name));
+        let is_given = |name: &str| kind == AnswerKind::Completion && name == PROMPT;
+        fields.retain(|name, value| {
+            let is_ours = OWN_FIELDS.contains(&name.as_str()) || is_given(name);
+            !value.is_null() && !is_ours && !ignored.contains(name)
+        });
         if let Some(format) = fields.get_mut("response_format") {
             *format = in_common_form(format.take());
         }
@@ -54,7 +59,7 @@ impl Outgoing {
                 CompletionPrompt::Text(text) => json!(text),
                 CompletionPrompt::Tokens(tokens) => json!(tokens),
             };
-            fields.insert("prompt".to_owned(), prompt);
+            fields.insert(PROMPT.to_owned(), prompt);
         }
         let route = match self.kind {
             AnswerKind::Chat => CallRoute::Chat,
@@ -117,5 +122,6 @@ mod tests {
         let sent = prompts.map(|prompt| sent(&outgoing.call(Some(&prompt), 9)));
         assert_eq!([&sent[0]["prompt"], &sent[1]["prompt"]], [&json!("a"), &json!([1, 2])]);
         assert_eq!(sent[0]["max_tokens"], 9);
+        assert!(!outgoing.fields.contains_key(PROMPT), "the whole list is copied for none of them");
     }
 }

@@ -29,8 +29,7 @@ pub(crate) enum BadChunk {
 #[derive(Deserialize)]
 struct RawChunk {
     error: Option<Value>,
-    #[serde(default)]
-    choices: Vec<RawChoice>,
+    choices: Option<Vec<RawChoice>>,
     usage: Option<RawUsage>,
 }
 
@@ -53,8 +52,7 @@ struct RawDelta {
 
 #[derive(Deserialize)]
 struct RawToolCall {
-    #[serde(default)]
-    index: usize,
+    index: Option<usize>,
     id: Option<String>,
     function: Option<RawFunction>,
 }
@@ -77,16 +75,15 @@ struct RawLogprobs {
 #[derive(Deserialize)]
 struct RawToken {
     token: String,
-    logprob: f32,
+    /// JSON has no infinity: some write none of a token that could not come.
+    logprob: Option<f32>,
     bytes: Option<Vec<u8>>,
-    #[serde(default)]
-    top_logprobs: Vec<RawToken>,
+    top_logprobs: Option<Vec<RawToken>>,
 }
 
 #[derive(Deserialize)]
 struct RawUsage {
-    #[serde(default)]
-    prompt_tokens: u32,
+    prompt_tokens: Option<u32>,
     completion_tokens: Option<u32>,
     prompt_tokens_details: Option<RawPromptDetails>,
     passerelle: Option<RawBilling>,
@@ -113,8 +110,10 @@ pub(crate) fn read_chunk(kind: AnswerKind, data: &str, offset: usize) -> Result<
     }
     let told = raw.usage.as_ref().and_then(|usage| usage.passerelle.as_ref()).map(RawBilling::read);
     let usage = raw.usage.map(RawUsage::read);
-    let Some(choice) = raw.choices.into_iter().next() else { return Ok(Chunk { usage, told, ..Chunk::default() }) };
-    let end = choice.finish_reason.as_deref().map(read_end);
+    let choice = raw.choices.and_then(|choices| choices.into_iter().next());
+    let Some(choice) = choice else { return Ok(Chunk { usage, told, ..Chunk::default() }) };
+    let said = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let end = said(choice.finish_reason).as_deref().map(read_end);
     let delta = choice.delta.unwrap_or_default();
     let text = match kind {
         AnswerKind::Chat => delta.content,
@@ -124,7 +123,6 @@ pub(crate) fn read_chunk(kind: AnswerKind, data: &str, offset: usize) -> Result<
     let part = TextPart { text: text.unwrap_or_default(), token_ids: Vec::new(), logprobs };
     let text = (part != TextPart::default()).then_some(Delta::Text(part));
     let calls = delta.tool_calls.into_iter().flatten().map(RawToolCall::read);
-    let said = |text: Option<String>| text.filter(|text| !text.is_empty());
     let reasoning = said(delta.reasoning_content).or(said(delta.reasoning)).map(Delta::Reasoning);
     Ok(Chunk { pieces: reasoning.into_iter().chain(text).chain(calls).collect(), end, usage, told })
 }
@@ -160,9 +158,10 @@ impl RawBilling {
 impl RawUsage {
     fn read(self) -> Usage {
         let cached = self.prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0);
+        let prompt_tokens = self.prompt_tokens.unwrap_or(0);
         Usage {
-            prompt_tokens: self.prompt_tokens,
-            cached_tokens: cached.min(self.prompt_tokens),
+            prompt_tokens,
+            cached_tokens: cached.min(prompt_tokens),
             generated_tokens: self.completion_tokens.unwrap_or(0),
             ..Usage::default()
         }
@@ -172,8 +171,12 @@ impl RawUsage {
 impl RawToolCall {
     fn read(self) -> Delta {
         let Self { index, id, function } = self;
+        let index = index.unwrap_or(0);
         let (name, arguments) = function.map_or((None, None), |function| (function.name, function.arguments));
-        let head = name.map(|name| ToolCallHead { id: id.unwrap_or_else(|| format!("call_{index}")), name });
+        // Some say it again with each piece, as an empty text.
+        let head = name
+            .filter(|name| !name.is_empty())
+            .map(|name| ToolCallHead { id: id.unwrap_or_else(|| format!("call_{index}")), name });
         Delta::ToolCall(ToolCallPart { index, head, arguments: arguments.unwrap_or_default() })
     }
 }
@@ -207,13 +210,14 @@ impl RawLogprobs {
 impl RawToken {
     fn read(self, at: &mut impl FnMut(&str) -> usize) -> TokenLogprob {
         let offset = at(&self.token);
-        let top = self.top_logprobs.into_iter().map(|top| {
-            let logprob = top.logprob;
+        let known = |logprob: Option<f32>| logprob.unwrap_or(f32::NEG_INFINITY);
+        let top = self.top_logprobs.into_iter().flatten().map(|top| {
+            let logprob = known(top.logprob);
             Candidate { id: 0, bytes: top.bytes.unwrap_or_else(|| top.token.into_bytes()), logprob }
         });
-        let top = top.collect();
+        let (top, logprob) = (top.collect(), known(self.logprob));
         let bytes = self.bytes.unwrap_or_else(|| self.token.into_bytes());
-        TokenLogprob { token: TokenText { id: 0, bytes, offset }, logprob: self.logprob, rank: 0, entropy: 0.0, top }
+        TokenLogprob { token: TokenText { id: 0, bytes, offset }, logprob, rank: 0, entropy: 0.0, top }
     }
 }
 
@@ -266,6 +270,23 @@ mod tests {
     fn an_opening_event_says_nothing() {
         let opening = json!({"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": null}]});
         assert_eq!(chat(&opening), Chunk::default());
+    }
+
+    /// Each is what some server writes, and none of it would be missed.
+    #[test]
+    fn what_says_nothing_breaks_no_answer() {
+        let call = json!({"index": null, "id": "c", "function": {"name": "", "arguments": "{}"}});
+        let piece = json!({"delta": {"content": null, "tool_calls": [call]}, "finish_reason": ""});
+        let chunk = chat(&json!({"choices": [piece], "error": null}));
+        let arguments = ToolCallPart { index: 0, head: None, arguments: "{}".into() };
+        assert_eq!((chunk.pieces.as_slice(), chunk.end), (&[Delta::ToolCall(arguments)][..], None));
+        let usage = chat(&json!({"choices": null, "usage": {"prompt_tokens": null, "completion_tokens": 4}}));
+        let usage = usage.usage.unwrap();
+        assert_eq!((usage.prompt_tokens, usage.generated_tokens), (0, 4));
+        let entry = json!({"token": "a", "logprob": null, "top_logprobs": null});
+        let text = chat(&json!({"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [entry]}}]}));
+        let Delta::Text(part) = &text.pieces[0] else { panic!("it is text") };
+        assert_eq!((part.logprobs[0].logprob, part.logprobs[0].top.len()), (f32::NEG_INFINITY, 0));
     }
 
     #[test]

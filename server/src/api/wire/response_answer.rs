@@ -4,7 +4,7 @@
 use passerelle_engine::Usage;
 use serde_json::{Map, Value, json};
 
-use super::answer::{AnswerForm, AnswerHead, Part};
+use super::answer::{AnswerHead, AnswerWriter, Part};
 use super::carried_reasoning::carried;
 use super::chat_answer::logprob_entries;
 use super::usage::ReasoningTokens;
@@ -237,7 +237,7 @@ impl ResponseAnswer {
     }
 }
 
-impl AnswerForm for ResponseAnswer {
+impl AnswerWriter for ResponseAnswer {
     fn opening(&mut self, _: Usage) -> Vec<Part> {
         let response = self.response("in_progress", None);
         let names = ["response.created", "response.in_progress"];

@@ -123,7 +123,7 @@ pub struct GenerationDefaults {
 }
 
 impl Sampling {
-    /// Where an answer must have a token, [`read_length`] has taken its bound before.
+    /// Where an answer must have a token, its bound was taken before ([`read_length`]).
     pub(crate) fn read(fields: &mut Fields, bounds: &RequestBounds) -> Result<Self, ApiError> {
         Ok(Self {
             max_tokens: fields.count("max_tokens", u32::MAX)?,
@@ -317,9 +317,13 @@ fn read_stop_token_ids(fields: &mut Fields, bounds: &RequestBounds) -> Result<Ve
 
 /// An array of token ids. Whether they exist in the model's vocabulary is checked once the model is known.
 pub(crate) fn token_ids(name: &str, items: &[Value]) -> Result<Vec<TokenId>, ApiError> {
-    let ids = items.iter().enumerate().map(|(index, item)| {
-        let id = integer(&format!("{name}[{index}]"), item, 0..=i64::from(TokenId::MAX))?;
-        Ok(TokenId::try_from(id).expect("the range above ends at the largest token id"))
+    let ids = items.iter().enumerate().map(|(index, item)| match item.as_u64().map(TokenId::try_from) {
+        // There may be a million, and each would be given a name that nobody reads.
+        Some(Ok(id)) => Ok(id),
+        _ => {
+            let id = integer(&format!("{name}[{index}]"), item, 0..=i64::from(TokenId::MAX))?;
+            Ok(TokenId::try_from(id).expect("the range above ends at the largest token id"))
+        }
     });
     ids.collect()
 }

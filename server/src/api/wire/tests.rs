@@ -272,6 +272,14 @@ fn a_completion_takes_strings_and_token_ids_and_lists_of_them() {
     for odd in [json!([]), json!([1, "a"]), json!([[]]), json!({}), json!([-1]), json!(3)] {
         completion(json!({"prompt": odd})).expect_err(&odd.to_string());
     }
+    for (odd, place) in [(json!([1, -1]), "prompt[1]"), (json!([[1], [2, 1_u64 << 32]]), "prompt[1][1]")] {
+        let error = completion(json!({"prompt": odd})).unwrap_err();
+        assert_eq!(error.body()["error"]["param"], place);
+    }
+    let Prompt::Completions { prompts, .. } = completion(json!({"prompt": [1.0, u32::MAX]})).unwrap().prompt else {
+        panic!("a completion prompt")
+    };
+    assert_eq!(prompts, [CompletionPrompt::Tokens(vec![1, u32::MAX])]);
 }
 
 #[test]
@@ -282,6 +290,20 @@ fn nothing_to_generate_needs_a_question_about_the_prompt() {
     }
     assert!(completion(json!({"max_tokens": 0, "echo": true})).is_ok());
     assert_eq!(completion(json!({})).unwrap().generate.sampling.max_tokens, Some(16));
+}
+
+#[test]
+fn the_range_of_a_completions_length_is_the_one_that_is_taken() {
+    for (asks, least) in [(json!({}), 1), (json!({"echo": true}), 0), (json!({"prompt_logprobs": 1}), 0)] {
+        for beyond in [json!(-1), json!(4_294_967_296_u64), json!(1e300)] {
+            let error = completion(merged(asks.clone(), json!({"max_tokens": beyond}))).unwrap_err();
+            let expected = format!("Invalid value for `max_tokens`: must be between {least} and 4294967295.");
+            assert_eq!(error.message(), expected);
+        }
+        for within in [json!(least), json!(u32::MAX)] {
+            assert!(completion(merged(asks.clone(), json!({"max_tokens": within}))).is_ok());
+        }
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use passerelle_models::TokenId;
 use serde_json::Value;
 
 use super::sampling::token_ids;
-use crate::api::errors::ApiError;
+use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{Field, Fields, honoured, invalid, required, too_many, wrong_type};
 use crate::gateway::Attribution;
 
@@ -18,6 +18,8 @@ pub(crate) const TEXT_FIELDS: &[Field] =
 pub(crate) struct Texts {
     /// The field that they came in.
     pub(crate) field: &'static str,
+    /// The field of the first text of each pair; `None`: there are no pairs.
+    pub(crate) beside: Option<&'static str>,
     pub(crate) items: Vec<TextItem>,
     /// What is put before each text, by its name in the checkpoint.
     pub(crate) prompt_name: Option<String>,
@@ -53,17 +55,40 @@ pub(crate) enum Truncate {
 impl Texts {
     pub(crate) fn read(fields: &mut Fields, field: &'static str, items: Vec<TextItem>) -> Result<Self, ApiError> {
         let attribution = Attribution::new(fields.string("user")?.as_deref(), &BTreeMap::new());
-        let truncate = match fields.integer("truncate_prompt_tokens", -1..=i64::from(u32::MAX))? {
-            None => Truncate::Never,
-            Some(-1) => Truncate::ToModel,
-            Some(0) => {
-                return Err(invalid("truncate_prompt_tokens", "must be at least 1, or -1 for the model's own length"));
-            }
-            Some(tokens) => Truncate::To(usize::try_from(tokens).unwrap_or(usize::MAX)),
-        };
+        let truncate = Truncate::read(fields)?;
         let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
-        let (prompt_name, max_document_tokens) = (None, None);
-        Ok(Self { field, items, prompt_name, add_special_tokens, truncate, max_document_tokens, attribution })
+        let (beside, prompt_name, max_document_tokens) = (None, None, None);
+        Ok(Self { field, beside, items, prompt_name, add_special_tokens, truncate, max_document_tokens, attribution })
+    }
+
+    /// What the caller calls each of the items, in their order; one of several is told by its place.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let is_apart = self.items.iter().any(|item| matches!(item, TextItem::Document(_)));
+        let items_per_entry = if is_apart { 2 } else { 1 };
+        let of_entry = |entry: usize| match self.items.len() > items_per_entry {
+            true => format!("{}[{entry}]", self.field),
+            false => self.field.to_owned(),
+        };
+        let name = |(index, item): (usize, &TextItem)| match (item, self.beside) {
+            (TextItem::Text(_), Some(beside)) => beside.to_owned(),
+            _ => of_entry(index / items_per_entry),
+        };
+        self.items.iter().enumerate().map(name).collect()
+    }
+}
+
+impl Truncate {
+    fn read(fields: &mut Fields) -> Result<Self, ApiError> {
+        const NAME: &str = "truncate_prompt_tokens";
+        let most = i64::from(u32::MAX);
+        let beyond = || invalid(NAME, format!("must be between 1 and {most}, or -1 for the model's own length"));
+        let told = |error: ApiError| if error.kind() == ErrorKind::InvalidValue { beyond() } else { error };
+        match fields.integer(NAME, -1..=most).map_err(told)? {
+            None => Ok(Self::Never),
+            Some(-1) => Ok(Self::ToModel),
+            Some(0) => Err(beyond()),
+            Some(tokens) => Ok(Self::To(usize::try_from(tokens).unwrap_or(usize::MAX))),
+        }
     }
 }
 
@@ -122,4 +147,48 @@ fn read_tokens(name: &str, items: &[Value]) -> Result<TextItem, ApiError> {
         return Err(invalid(name, "must hold at least one token"));
     }
     Ok(TextItem::Tokens(token_ids(name, items)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::fields::{Reader, UnknownFields};
+
+    fn read(extra: Value, items: Vec<TextItem>) -> Result<Texts, ApiError> {
+        let mut fields = Reader::new(UnknownFields::Error).open(extra, "", &[TEXT_FIELDS]).unwrap();
+        Texts::read(&mut fields, "documents", items)
+    }
+
+    #[test]
+    fn the_range_of_a_texts_length_is_the_one_that_is_taken() {
+        for beyond in [json!(0), json!(-2), json!(4_294_967_296_u64), json!(1e300)] {
+            let error = read(json!({"truncate_prompt_tokens": beyond}), Vec::new()).unwrap_err();
+            let expected = "Invalid value for `truncate_prompt_tokens`: must be between 1 and 4294967295, or -1 for \
+                            the model's own length.";
+            assert_eq!(error.message(), expected);
+        }
+        let cut = |to: Value| read(json!({"truncate_prompt_tokens": to}), Vec::new()).unwrap().truncate;
+        let expected = [Truncate::ToModel, Truncate::To(1), Truncate::Never];
+        assert_eq!([cut(json!(-1)), cut(json!(1)), cut(Value::Null)], expected);
+        let odd = read(json!({"truncate_prompt_tokens": "4"}), Vec::new()).unwrap_err();
+        assert_eq!(odd.kind(), ErrorKind::InvalidType);
+    }
+
+    #[test]
+    fn texts_that_are_read_apart_are_named_by_what_they_came_in() {
+        let text = |written: &str| TextItem::Text(written.to_owned());
+        let document = |written: &str| TextItem::Document(written.to_owned());
+        let names = |beside: Option<&'static str>, items: Vec<TextItem>| {
+            Texts { beside, ..read(json!({}), items).unwrap() }.names()
+        };
+        assert_eq!(names(None, vec![text("a")]), ["documents"]);
+        assert_eq!(names(None, vec![text("a"), text("b")]), ["documents[0]", "documents[1]"]);
+        let pair = |second: &str| TextItem::Pair("q".to_owned(), second.to_owned());
+        assert_eq!(names(Some("query"), vec![pair("a"), pair("b")]), ["documents[0]", "documents[1]"]);
+        let apart = vec![text("q"), document("a"), text("q"), document("b")];
+        assert_eq!(names(Some("query"), apart), ["query", "documents[0]", "query", "documents[1]"]);
+        assert_eq!(names(Some("query"), vec![text("q"), document("a")]), ["query", "documents"]);
+    }
 }

@@ -4,7 +4,7 @@ use passerelle_engine::Usage;
 use serde_json::{Value, json};
 
 use crate::api::delta::{ChoiceDelta, Delta};
-use crate::api::generate::saturating_u32;
+use crate::units::saturating_u32;
 
 pub(crate) fn usage_json(usage: Usage, reasoning: &ReasoningTokens) -> Value {
     json!({

@@ -245,7 +245,7 @@ impl ShapeReport {
     fn of(shape: String, (sizes, limits): (&Sizes, &Limits), config: &Config, compute: &Compute) -> Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let hashes = serve::KeptHashes::open(&config.server.data_dir);
-        let loaded = serve::load(&config.models[0], serve::Means { hub: &config.hub, compute, hashes: &hashes })?;
+        let loaded = serve::load(&config.models[0], serve::LoadContext { hub: &config.hub, compute, hashes: &hashes })?;
         let cost = ModelCost::of(&loaded.description, loaded.model.kv_cache_spec());
         let (dtype, vocab) = (loaded.dtype.clone(), loaded.model.input_vocab_size());
         let budget = serve::kv_budget(config.engine.kv_cache_memory, compute);

@@ -64,7 +64,7 @@ impl TariffArgs {
     pub(super) fn factor(&self) -> Result<f64> {
         match (&self.card, self.factor) {
             (Some(card), _) => Ok(toml::from_str::<Cards>(CARDS)?.factor(card, self.slice.as_deref())?),
-            (None, Some(factor)) if factor > 0.0 => Ok(factor),
+            (None, Some(factor)) if factor > 0.0 && factor.is_finite() => Ok(factor),
             _ => None.context("what an hour of this counts for is missing; name a --card or state a --factor above 0"),
         }
     }

@@ -40,7 +40,9 @@ impl Client {
     pub(super) fn first_model(&self) -> Result<String> {
         let request = self.agent.get(format!("{}/models", self.base)).header("authorization", self.bearer());
         let mut response = self.checked(request.call())?;
-        let list: Value = serde_json::from_str(&response.body_mut().read_to_string()?)?;
+        let list = response.body_mut().read_to_string().context("the list of models broke off")?;
+        let list: Value = serde_json::from_str(&list)
+            .with_context(|| format!("{}/models answers no JSON, as no OpenAI-compatible server would", self.base))?;
         let name = list["data"][0]["id"].as_str().context("the server lists no model")?;
         Ok(name.to_owned())
     }
@@ -56,7 +58,7 @@ impl Client {
             if (&mut events).take(MAX_LINE_BYTES).read_line(&mut line).context("the answer broke off")? == 0 {
                 bail!("the answer broke off");
             }
-            let Some(data) = line.trim_end().strip_prefix("data: ") else { continue };
+            let Some(data) = data_of(&line) else { continue };
             if data == "[DONE]" {
                 return Ok(answer);
             }
@@ -85,6 +87,11 @@ fn is_loopback(url: &str) -> bool {
     let url: Option<Uri> = url.parse().ok();
     let host = url.as_ref().and_then(Uri::host).unwrap_or_default().trim_matches(['[', ']']);
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+/// What a line of an event stream holds, if it is not one of another kind. The space is as the server likes it.
+fn data_of(line: &str) -> Option<&str> {
+    line.strip_prefix("data:").map(str::trim)
 }
 
 /// The text of one event; an error in the middle of a stream is an event too.
@@ -133,6 +140,12 @@ mod tests {
         assert_eq!(error.to_string(), "no more");
         assert_eq!(piece(r#"{"choices": [{"delta": {"content": "a"}}]}"#).expect("a piece"), "a");
         assert_eq!(piece(r#"{"choices": []}"#).expect("usage alone"), "");
+    }
+
+    #[test]
+    fn an_event_is_read_with_and_without_a_space_before_its_data() {
+        assert_eq!([data_of("data: {}\r\n"), data_of("data:{}\n")], [Some("{}"); 2]);
+        assert_eq!([data_of(": still here\n"), data_of("event: ping\n"), data_of("\n")], [None; 3]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use passerelle_models::ActivationDtype;
 use passerelle_models::ops::Compute;
 
 use super::demand;
-use crate::serve::{KV_CACHE_MEMORY, KeptHashes, Means, kv_demand, load, share_kv_memory};
+use crate::serve::{KV_CACHE_MEMORY, KeptHashes, LoadContext, kv_demand, load, share_kv_memory};
 
 /// So many parts of a hundred may differ.
 const TOLERANCE: u64 = 3;
@@ -42,10 +42,9 @@ fn a_plan_for_a_cpu_is_what_the_loaded_models_and_their_caches_take() {
     let plan = plan(&demands.collect::<Vec<_>>(), &[room]);
     assert_eq!(plan.unplaced, []);
     let (compute, hashes) = (Compute::cpu(1), KeptHashes::open(&config.server.data_dir));
-    let loaded = config
-        .models
-        .iter()
-        .map(|model| load(model, Means { hub: &config.hub, compute: &compute, hashes: &hashes }).expect("it loads"));
+    let loaded = config.models.iter().map(|model| {
+        load(model, LoadContext { hub: &config.hub, compute: &compute, hashes: &hashes }).expect("it loads")
+    });
     let loaded: Vec<_> = loaded.collect();
     let asked: Vec<_> = loaded.iter().map(|model| kv_demand(model, &config.engine)).collect();
     let blocks = share_kv_memory((config.engine.kv_cache_memory, KV_CACHE_MEMORY), &asked).expect("there is room");

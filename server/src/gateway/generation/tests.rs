@@ -200,7 +200,7 @@ async fn a_stop_string_ends_the_bill_at_the_token_that_completes_it() {
 async fn a_request_that_no_engine_takes_keeps_its_reservation_for_another_try() {
     let bench = bench(StubModel::new(32, 4));
     let refused = bench.start(1_000_000).unwrap_err();
-    assert!(matches!(refused.error, SubmitError::ExceedsContext(_)), "{}", refused.error);
+    assert!(matches!(refused.error, ReplicaRefusal::ExceedsContext(_)), "{}", refused.error);
     assert_eq!(bench.ledger.totals().open, 1);
     let mut again = Generation::start(&bench.replica, request(1), refused.reservation).unwrap();
     while again.next().await.is_some() {}
@@ -213,7 +213,7 @@ async fn a_closed_engine_is_known_as_closed() {
     let bench = bench(StubModel::new(32, 4));
     bench.engine.handle().shutdown();
     let refused = bench.start(1).unwrap_err();
-    assert_eq!(refused.error, SubmitError::Closed);
+    assert_eq!(refused.error, ReplicaRefusal::Closed);
     assert!(!bench.replica.observe(Duration::ZERO).serves());
     refused.reservation.withdraw();
     assert_eq!(bench.ledger.totals().open, 0);

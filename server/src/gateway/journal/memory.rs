@@ -8,7 +8,7 @@ use passerelle_engine::Usage;
 
 use super::entry::{Counts, Entry, EntryEnd, EntryId, Opening, Settlement};
 use super::store::{AskedBefore, LedgerDisk, LedgerStore, Record, StoreError};
-use crate::gateway::ledger::{Origins, RemoteReservation};
+use crate::gateway::ledger::{Origins, PeerReservation};
 use crate::gateway::quota::UnixSeconds;
 
 #[derive(Debug, Default)]
@@ -71,7 +71,7 @@ impl LedgerStore for MemoryStore {
         let open: Vec<_> = self.open.values().cloned().collect();
         let origins = Origins::new(NonZeroUsize::MAX, self.asked_before(usize::MAX)?);
         for (opening, used) in &open {
-            let (used, counts) = match RemoteReservation::of(opening) {
+            let (used, counts) = match PeerReservation::of(opening) {
                 Some(origin) => origins.bill(&origin, *used, |_| 0),
                 None => (*used, Counts::One),
             };

@@ -17,7 +17,7 @@ use super::entry::{Chain, Counts, Covered, Entry, EntryEnd, EntryId, Opening, Se
 use super::store::{AskedBefore, LedgerDisk, LedgerStore, Record, StoreError};
 use crate::gateway::attribution::Attribution;
 use crate::gateway::data::{DataDir, DataError};
-use crate::gateway::ledger::{Origins, RemoteReservation};
+use crate::gateway::ledger::{Origins, PeerReservation};
 use crate::gateway::quota::UnixSeconds;
 use crate::gateway::tariff::Tariff;
 
@@ -105,7 +105,7 @@ impl LedgerStore for SqliteStore {
         let settle = |(opening, used): (Opening, Usage)| {
             let model = Some(&*opening.model).filter(|model| !model.is_empty());
             let price = |used| self.tariff.cost_micros(model, used, opening.answers);
-            let (used, counts) = match RemoteReservation::of(&opening) {
+            let (used, counts) = match PeerReservation::of(&opening) {
                 Some(origin) => origins.bill(&origin, used, price),
                 None => (used, Counts::One),
             };

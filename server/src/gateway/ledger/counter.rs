@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Now;
 use super::amounts::{Amounts, Share};
 use super::holdings::{CounterId, Holdings, Motion};
-use super::page::Origin;
+use super::page::CounterSource;
 use crate::gateway::account::AccountPath;
 use crate::gateway::quota::{Bound, Budget, Calendar, Fit, Gcra, Limit, Percent, UnixSeconds};
 
@@ -65,14 +65,14 @@ impl Counter {
         (id, limit): (CounterId, &Limit),
         (scope, open): (&AccountPath, u64),
         now: Now,
-        origin: Origin<'_>,
+        source: CounterSource<'_>,
     ) -> Self {
         let state = match limit.bound {
             Bound::Rate { per_minute, .. } => State::Rate(Gcra::new(per_minute)),
             Bound::Budget { amount, period, unit } => {
-                let (start, end) = origin.calendar.window(period, now.wall);
-                let used = origin.spent.used(scope, (unit, limit.model.as_deref()), (start, end));
-                State::Budget(Budget::new(amount, period, (origin.calendar, now.wall), used))
+                let (start, end) = source.calendar.window(period, now.wall);
+                let used = source.spent.used(scope, (unit, limit.model.as_deref()), (start, end));
+                State::Budget(Budget::new(amount, period, (source.calendar, now.wall), used))
             }
             Bound::ConcurrentRequests(_) if limit.model.is_none() && limit.is_enforced() => {
                 State::Held(Held { now: open, earlier: open })

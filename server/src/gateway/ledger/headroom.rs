@@ -66,7 +66,7 @@ impl Ledger {
         let (overrun, model) = (self.books.parts.overrun, ask.model.as_deref());
         let mut pages = self.books.open();
         let now = self.books.now();
-        let slots = pages.slots(&caller.account, now, self.books.origin());
+        let slots = pages.slots(&caller.account, now, self.books.counter_source());
         match pages.in_turn((&caller.account, &slots), (&demand, model), None, (overrun, now)) {
             Ok(fitting) if fitting.overrun == Percent::NONE => Ok(Vec::new()),
             Ok(fitting) => {
@@ -87,7 +87,7 @@ impl Ledger {
     pub fn limits_of(&self, caller: &Arc<Caller>) -> Vec<LimitState> {
         let mut pages = self.books.open();
         let now = self.books.now();
-        let slots = pages.slots(&caller.account, now, self.books.origin());
+        let slots = pages.slots(&caller.account, now, self.books.counter_source());
         states(&pages, (caller, &slots), (now, self.books.parts.overrun)).collect()
     }
 

@@ -18,7 +18,7 @@ const MAX_ID_BYTES: usize = 128;
 
 /// A reservation of another gateway, which has the account here that pays.
 #[derive(Debug, Clone)]
-pub struct Origin {
+pub struct PeerReservation {
     key: Key,
     /// Over there.
     for_account: Option<AccountPath>,
@@ -54,7 +54,7 @@ struct Bill {
     micros: u64,
 }
 
-impl Origin {
+impl PeerReservation {
     /// `None` for an id that is none: it has 1 to 128 visible characters. `for_account`: over there, as far as it is told.
     pub fn new(account: AccountPath, id: &str, for_account: Option<AccountPath>) -> Option<Self> {
         let fits = (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
@@ -93,7 +93,7 @@ impl Origins {
     /// What of `used` was not billed yet, and whether it is the first of its reservation. From now on it is billed.
     pub(in crate::gateway) fn bill(
         &self,
-        origin: &Origin,
+        origin: &PeerReservation,
         used: Usage,
         price: impl Fn(Usage) -> u64,
     ) -> (Usage, Counts) {
@@ -107,7 +107,7 @@ impl Origins {
     }
 
     /// What the reservation is billed in all if a request of it ends with `used`, or ended so.
-    pub(super) fn in_all(&self, origin: &Origin, used: Usage, price: impl Fn(Usage) -> u64) -> u64 {
+    pub(super) fn in_all(&self, origin: &PeerReservation, used: Usage, price: impl Fn(Usage) -> u64) -> u64 {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let before = known.bills.get(&origin.key).copied().unwrap_or_default();
         before.micros.saturating_add(price(before.beyond(used)))
@@ -117,7 +117,7 @@ impl Origins {
 impl Ledger {
     /// What the other gateway's reservation is billed in all, earlier requests of it and this one's use together, in
     /// microseconds.
-    pub fn billed_in_all(&self, origin: &Origin, (model, answers): (&str, NonZeroU32), used: Usage) -> u64 {
+    pub fn billed_in_all(&self, origin: &PeerReservation, (model, answers): (&str, NonZeroU32), used: Usage) -> u64 {
         self.books.origins.in_all(origin, used, self.books.pricing(Some(model), answers))
     }
 }
@@ -176,11 +176,11 @@ mod tests {
         Origins::new(NonZeroUsize::new(most).unwrap(), Vec::new())
     }
 
-    fn origin(account: &str, id: &str) -> Origin {
-        Origin::new(account.parse().unwrap(), id, None).unwrap()
+    fn origin(account: &str, id: &str) -> PeerReservation {
+        PeerReservation::new(account.parse().unwrap(), id, None).unwrap()
     }
 
-    fn bill(origins: &Origins, origin: &Origin, used: Usage) -> Usage {
+    fn bill(origins: &Origins, origin: &PeerReservation, used: Usage) -> Usage {
         origins.bill(origin, used, price).0
     }
 
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(origins.known.lock().unwrap().bills.len(), 1_000);
         assert_eq!(bill(&origins, &origin("a", "0"), used(1, 1)), used(1, 1));
         for odd in ["", "a b", "é", &"x".repeat(129)] {
-            assert!(Origin::new(AccountPath::root(), odd, None).is_none(), "{odd}");
+            assert!(PeerReservation::new(AccountPath::root(), odd, None).is_none(), "{odd}");
         }
     }
 

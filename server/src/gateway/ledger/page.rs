@@ -25,7 +25,7 @@ pub(super) struct Page {
 
 /// What a new counter is made from.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Origin<'a> {
+pub(super) struct CounterSource<'a> {
     pub(super) calendar: &'a Calendar,
     pub(super) spent: &'a dyn Spent,
 }
@@ -58,7 +58,7 @@ impl Page {
     }
 
     /// The node's limits as they are today; what was used under earlier ones stays used.
-    pub(super) fn follow(&mut self, node: &Node, now: Now, origin: Origin<'_>) {
+    pub(super) fn follow(&mut self, node: &Node, now: Now, source: CounterSource<'_>) {
         if !Arc::ptr_eq(&self.limits, &node.limits) {
             let former = std::mem::take(&mut self.counters);
             let mut former: Vec<_> = self.limits.limits().iter().zip(former).collect();
@@ -69,13 +69,13 @@ impl Page {
                 kept.unwrap_or_else(|| {
                     *next_serial += 1;
                     let id = CounterId { slot, serial: *next_serial };
-                    Counter::new((id, limit), (&node.path, open), now, origin)
+                    Counter::new((id, limit), (&node.path, open), now, source)
                 })
             };
             self.counters = node.limits.limits().iter().map(counter).collect();
             self.limits = Arc::clone(&node.limits);
         }
-        self.roll(now, origin.calendar);
+        self.roll(now, source.calendar);
     }
 
     /// Begins the windows of this instant.

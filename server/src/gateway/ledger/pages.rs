@@ -6,7 +6,7 @@ use super::amounts::{Amounts, Demand};
 use super::counter::HeldIs;
 use super::holdings::{Holdings, Motion};
 use super::line::{Line, Ticket};
-use super::page::{Origin, Page, Trial};
+use super::page::{CounterSource, Page, Trial};
 use super::reservation::Taken;
 use super::{LedgerTotals, Now, Refusal, Retry};
 use crate::gateway::account::{Account, AccountPath, Node};
@@ -23,18 +23,18 @@ pub(super) struct Pages {
 
 impl Pages {
     /// The pages on the way from the account to the root, with the limits that they have today.
-    pub(super) fn slots(&mut self, account: &Account, now: Now, origin: Origin<'_>) -> Vec<usize> {
-        account.nodes.iter().map(|node| self.slot(node, now, origin)).collect()
+    pub(super) fn slots(&mut self, account: &Account, now: Now, source: CounterSource<'_>) -> Vec<usize> {
+        account.nodes.iter().map(|node| self.slot(node, now, source)).collect()
     }
 
-    fn slot(&mut self, node: &Node, now: Now, origin: Origin<'_>) -> usize {
+    fn slot(&mut self, node: &Node, now: Now, source: CounterSource<'_>) -> usize {
         let slot = self.slots.get(&node.path).copied().unwrap_or_else(|| {
             let slot = self.pages.len();
             self.slots.insert(node.path.clone(), slot);
             self.pages.push(Page::at(slot));
             slot
         });
-        self.pages[slot].follow(node, now, origin);
+        self.pages[slot].follow(node, now, source);
         slot
     }
 

@@ -11,7 +11,7 @@ use passerelle_engine::Usage;
 use super::amounts::{Amounts, Ask, Demand, Stage};
 use super::counter::{ASK_AGAIN, HeldIs};
 use super::holdings::{Holdings, Motion};
-use super::origins::Origin;
+use super::origins::PeerReservation;
 use super::{Books, Now, Refusal, Retry};
 use crate::gateway::account::{Account, Caller, ServiceClass};
 use crate::gateway::journal::{self, Counts, EntryEnd, EntryId, JournalUnavailable, Settlement, Told, ToldSoFar};
@@ -38,7 +38,7 @@ pub struct Reservation {
     told: ToldSoFar,
     exit: Exit,
     /// The other gateway's reservation that this is for.
-    origin: Option<Origin>,
+    origin: Option<PeerReservation>,
     counts: Counts,
     place: Place,
     proof: journal::Proof,
@@ -261,7 +261,7 @@ impl Reservation {
     }
 
     /// It is for another gateway, which may ask twice under one reservation and pays once.
-    pub fn on_behalf_of(&mut self, origin: Origin) {
+    pub fn on_behalf_of(&mut self, origin: PeerReservation) {
         self.origin = Some(origin);
     }
 

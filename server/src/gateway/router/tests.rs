@@ -8,7 +8,7 @@ use passerelle_engine::{EventStream, Request};
 
 use super::super::breaker::BreakerBounds;
 use super::super::health::STUCK_AFTER;
-use super::super::replica::{Load, ReplicaDoor, ReplicaId, SubmitError, UpstreamParts};
+use super::super::replica::{Load, ReplicaDoor, ReplicaId, ReplicaRefusal, UpstreamParts};
 use super::super::upstream::{Call, Events, Failure, UpstreamDoor};
 use super::pool::OVERLOAD_SLACK_TOKENS;
 use super::*;
@@ -19,12 +19,12 @@ const SALT: CacheSalt = CacheSalt([7; 32]);
 #[derive(Debug, Clone)]
 struct FakeDoor {
     load: Arc<Mutex<Load>>,
-    answer: SubmitError,
+    answer: ReplicaRefusal,
     looks: Arc<AtomicUsize>,
 }
 
 impl ReplicaDoor for FakeDoor {
-    fn submit(&self, _: Request) -> Result<EventStream, SubmitError> {
+    fn submit(&self, _: Request) -> Result<EventStream, ReplicaRefusal> {
         Err(self.answer.clone())
     }
 
@@ -55,12 +55,12 @@ struct Fleet {
 /// `count` idle replicas of the model `m`, numbered from 0.
 fn fleet(count: u32, seed: u64) -> Fleet {
     let looks = Arc::<AtomicUsize>::default();
-    let door = |_| FakeDoor { load: Arc::default(), answer: SubmitError::Closed, looks: Arc::clone(&looks) };
+    let door = |_| FakeDoor { load: Arc::default(), answer: ReplicaRefusal::Closed, looks: Arc::clone(&looks) };
     fleet_behind((0..count).map(door).collect(), seed)
 }
 
 /// One replica, whose engine answers every request like this.
-fn fleet_of_one(answer: SubmitError) -> Fleet {
+fn fleet_of_one(answer: ReplicaRefusal) -> Fleet {
     fleet_behind(vec![FakeDoor { load: Arc::default(), answer, looks: Arc::default() }], 1)
 }
 
@@ -250,16 +250,16 @@ fn a_key_parts_what_begins_alike_and_stays_where_it_is() {
 #[test]
 fn an_engine_that_closed_is_not_asked_again() {
     let fleet = fleet(2, 1);
-    assert_eq!(fleet.replica(0).submit(request()).unwrap_err(), SubmitError::Closed);
+    assert_eq!(fleet.replica(0).submit(request()).unwrap_err(), ReplicaRefusal::Closed);
     assert!((0..50).all(|conversation| fleet.pick(hint(conversation)) == 1));
     assert_eq!(fleet.replica(0).tokens_in_flight(), 0);
 }
 
 #[test]
 fn an_engine_that_died_is_passed_over_and_its_model_is_not_ready() {
-    let fleet = fleet_of_one(SubmitError::Dead);
+    let fleet = fleet_of_one(ReplicaRefusal::Dead);
     assert!(fleet.router.is_ready());
-    assert_eq!(fleet.replica(0).submit(request()).unwrap_err(), SubmitError::Dead);
+    assert_eq!(fleet.replica(0).submit(request()).unwrap_err(), ReplicaRefusal::Dead);
     assert!(!fleet.router.is_ready());
     assert_eq!(fleet.router.pick("m", PrefixHint::NONE, &[]).unwrap_err(), nobody_ready());
 }
@@ -275,7 +275,7 @@ fn an_engine_that_died_makes_its_model_not_ready_before_anybody_asks() {
 #[test]
 fn models_are_listed_by_name() {
     let clock = Arc::new(ManualClock::default());
-    let door = || Box::new(FakeDoor { load: Arc::default(), answer: SubmitError::Closed, looks: Arc::default() });
+    let door = || Box::new(FakeDoor { load: Arc::default(), answer: ReplicaRefusal::Closed, looks: Arc::default() });
     let replica = |(model, id)| Arc::new(Replica::new(ReplicaId(id), model, door()));
     let replicas = [("b", 0), ("a", 1), ("b", 2)].map(replica);
     clock.advance(Duration::from_secs(5));

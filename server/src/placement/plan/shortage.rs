@@ -2,7 +2,7 @@ use std::fmt;
 
 use passerelle_models::{ActivationDtype, KvCacheSpec, KvFormat};
 
-use super::{FilledPartition, KvBudget, ModelDemand, PartitionRoom};
+use super::{FilledPartition, KvBudget, MOST_HEAD_DIM, ModelDemand, PartitionRoom};
 use crate::units::ByteSize;
 
 /// Why a model has no place, on the partition that came nearest.
@@ -26,6 +26,8 @@ pub enum Fits {
     Nothing { needs: ByteSize, there_is: ByteSize },
     /// Nothing on accelerators, which have no kernels for what is int8 of it; there is nothing else.
     ForCpus,
+    /// Nor for heads of so many elements.
+    LongHeads(usize),
 }
 
 /// One thing that would help.
@@ -58,7 +60,8 @@ impl Shortage {
         let nearest = possible.max_by_key(|room| room.memory.0 - room.reserved.0.min(room.memory.0));
         let needs = ByteSize(model.need());
         if nearest.is_none() && !rooms.is_empty() {
-            return Self { nearest: None, fits: Fits::ForCpus, remedies: without_a_cpu(model, partitions) };
+            let fits = model.long_head_dim().map_or(Fits::ForCpus, Fits::LongHeads);
+            return Self { nearest: None, fits, remedies: without_a_cpu(model, partitions) };
         }
         let Some(room) = nearest else {
             let fits = Fits::Nothing { needs, there_is: ByteSize(0) };
@@ -113,7 +116,7 @@ fn room_left(partition: &FilledPartition, model: &ModelDemand) -> u64 {
     room.memory.0.saturating_sub(room.reserved.0 + steps - model.activations + asked.sum::<u64>())
 }
 
-/// For a model of which something is int8 that no accelerator computes with.
+/// For a model of which something is int8, or too long, that no accelerator computes with.
 fn without_a_cpu(model: &ModelDemand, partitions: &[FilledPartition]) -> Vec<Remedy> {
     let format = if model.keeps_int8() { Some(KvFormat::Bf16) } else { None };
     let kv = model.kv.clone().map(|kv| KvCacheSpec { format: format.unwrap_or(kv.format), ..kv });
@@ -193,6 +196,11 @@ impl fmt::Display for Shortage {
             Fits::ForCpus => {
                 f.write_str("keys, values and activations in int8 are for models on a CPU, and no partition is one")?;
             }
+            Fits::LongHeads(head_dim) => write!(
+                f,
+                "heads of {head_dim} elements are for models on a CPU; on a GPU there are at most {MOST_HEAD_DIM}, and \
+                 no partition is a CPU"
+            )?,
         }
         let remedies: Vec<String> = self.remedies.iter().map(ToString::to_string).collect();
         write!(f, "; it fits with {}", remedies.join(", or "))

@@ -167,6 +167,28 @@ fn a_model_that_others_leave_no_room_says_so() {
     assert!(nowhere.to_string().contains("no partition"), "{nowhere}");
 }
 
+/// As models are refused when they are loaded there, whose bound is told in their own crate alone.
+#[test]
+fn heads_that_are_longer_than_kernels_for_gpus_take_have_a_place_on_cpus_alone() {
+    let bound = format!("MOST_GPU_HEAD_DIM: usize = {MOST_HEAD_DIM};");
+    assert!(include_str!("../../../../models/src/kv_cache_spec.rs").contains(&bound));
+    let of = |head_dim: usize| {
+        let model = model("qwen3-0.6b", 1024, 1);
+        let kv = model.kv.clone().map(|kv| KvCacheSpec { head_dim, ..kv });
+        ModelDemand { kv, ..model }
+    };
+    let cpu = PartitionRoom { backend: None, ..room("h100") };
+    assert_eq!(plan(&[of(MOST_HEAD_DIM)], &[room("h100")]).unplaced, []);
+    let longer = of(MOST_HEAD_DIM + 1);
+    let shortage = plan(std::slice::from_ref(&longer), &[room("h100")]).unplaced.remove(0).shortage;
+    assert_eq!(shortage.fits, Fits::LongHeads(257));
+    assert!(matches!(shortage.remedies[..], [Remedy::Cpu { .. }]), "{shortage}");
+    let said = shortage.to_string();
+    let why = "heads of 257 elements are for models on a CPU; on a GPU there are at most 256";
+    assert!(said.starts_with(why), "{said}");
+    assert_eq!(places(&plan(&[longer], &[room("h100"), cpu])), [vec![], vec!["qwen3-0.6b"]]);
+}
+
 #[test]
 fn a_stated_kv_budget_is_what_there_is() {
     let stated = |gib: u64| PartitionRoom { kv: KvBudget::Stated(ByteSize(gib * GIB)), ..room("h100") };

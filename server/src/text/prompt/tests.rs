@@ -35,7 +35,7 @@ fn encode(source: &str, messages: &Value, tools: Option<&Value>) -> Encoded {
     let tokenizer = tokenizer(&byte_level_json());
     let special = json!({"bos_token": "<|bos|>"}).as_object().unwrap().clone();
     let template = ChatTemplate::new(BTreeMap::from([("default".to_owned(), source.to_owned())]), special).unwrap();
-    let prompt = ChatPrompt {
+    let prompt = TemplateInput {
         messages: messages.as_array().unwrap(),
         tools: tools.map(|tools| tools.as_array().unwrap().as_slice()),
         documents: None,
@@ -136,7 +136,7 @@ fn bos_is_never_doubled() {
     let sources = BTreeMap::from([("default".to_owned(), "{{ bos_token }}{{ messages[0].content }}".to_owned())]);
     let template = ChatTemplate::new(sources, special).unwrap();
     let messages = user("hello <s>");
-    let prompt = ChatPrompt {
+    let prompt = TemplateInput {
         messages: messages.as_array().unwrap(),
         tools: None,
         documents: None,

@@ -45,7 +45,7 @@ pub enum PromptEnd {
 
 /// Everything a template sees.
 #[derive(Debug, Clone, Copy)]
-pub struct ChatPrompt<'a> {
+pub struct TemplateInput<'a> {
     /// A list of messages in OpenAI's shape.
     pub messages: &'a [Value],
     pub tools: Option<&'a [Value]>,
@@ -86,7 +86,7 @@ impl ChatTemplate {
     }
 
     /// The prompt's text. Takes bounded time; call it off the async threads.
-    pub fn render(&self, prompt: &ChatPrompt<'_>) -> Result<String, TextError> {
+    pub fn render(&self, prompt: &TemplateInput<'_>) -> Result<String, TextError> {
         if prompt.end != PromptEnd::ContinueFinalMessage {
             return self.render_messages(prompt, prompt.messages);
         }
@@ -103,7 +103,7 @@ impl ChatTemplate {
         Ok(text)
     }
 
-    fn render_messages(&self, prompt: &ChatPrompt<'_>, messages: &[Value]) -> Result<String, TextError> {
+    fn render_messages(&self, prompt: &TemplateInput<'_>, messages: &[Value]) -> Result<String, TextError> {
         let mut context = self.special_tokens.clone();
         let extra = prompt.variables.iter().filter(|(name, _)| !RESERVED.contains(&name.as_str()));
         context.extend(extra.map(|(name, value)| (name.clone(), value.clone())));
@@ -118,7 +118,7 @@ impl ChatTemplate {
         engine::render(&self.environment, self.template_name(prompt), &context, prompt.now)
     }
 
-    fn template_name(&self, prompt: &ChatPrompt<'_>) -> &'static str {
+    fn template_name(&self, prompt: &TemplateInput<'_>) -> &'static str {
         const TOOL_USE: &str = "tool_use";
         let wants_tools = prompt.tools.is_some_and(|tools| !tools.is_empty());
         if wants_tools && self.environment.get_template(TOOL_USE).is_ok() { TOOL_USE } else { DEFAULT }

@@ -10,7 +10,7 @@ fn render_with(source: &str, end: PromptEnd, variables: &Value) -> Result<String
     let special = json!({"bos_token": "<s>", "eos_token": "</s>"});
     let template = template(&[("default", source)], &special)?;
     let tools = [json!({"type": "function", "function": {"name": "add", "description": "a < b & 'é'"}})];
-    let prompt = ChatPrompt {
+    let prompt = TemplateInput {
         messages: &[json!({"role": "user", "content": "Bonjour"})],
         tools: Some(&tools),
         documents: None,
@@ -177,7 +177,7 @@ fn the_template_for_tools_is_used_when_there_are_tools() {
     let rendered = |tools| {
         let (end, now) = (PromptEnd::AsIs, Duration::ZERO);
         template
-            .render(&ChatPrompt { messages: &[], tools, documents: None, end, variables: &Map::new(), now })
+            .render(&TemplateInput { messages: &[], tools, documents: None, end, variables: &Map::new(), now })
             .unwrap()
     };
     assert_eq!([rendered(None), rendered(Some(&[])), rendered(Some(&tool))], ["plain", "plain", "tools"]);
@@ -188,7 +188,7 @@ fn a_message_that_cannot_be_continued_says_why() {
     let template = template(&[("default", "{{ messages[0].role }}")], &json!({})).unwrap();
     let render = |messages: &[Value]| {
         let (end, now) = (PromptEnd::ContinueFinalMessage, Duration::ZERO);
-        template.render(&ChatPrompt { messages, tools: None, documents: None, end, variables: &Map::new(), now })
+        template.render(&TemplateInput { messages, tools: None, documents: None, end, variables: &Map::new(), now })
     };
     for messages in
         [json!([]), json!([{"role": "assistant", "content": null}]), json!([{"role": "user", "content": "a"}])]

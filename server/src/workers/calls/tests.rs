@@ -1,3 +1,5 @@
+use std::num::NonZeroU32;
+
 use passerelle_engine::{Event as EngineEvent, FeedError, RequestId, SamplingParams, ShareKey, TokenEvent, Usage};
 
 use super::super::wire::{Event, Finished, Malformed, Reason, Vector};
@@ -71,6 +73,23 @@ fn what_nobody_waits_for_any_more_is_never_sent() {
 }
 
 #[test]
+fn a_choice_that_is_closed_before_its_request_is_sent_ends_neither_the_others_nor_the_worker() {
+    let sampling = SamplingParams { max_tokens: 4, ..SamplingParams::default() };
+    let num_choices = NonZeroU32::new(2).expect("not zero");
+    let request = Request { num_choices, ..Request::new(RequestId(1), vec![1, 2, 3], sampling) };
+    let (job, stream) = Job::generate(request, None, VOCAB_SIZE);
+    let mut calls = calls_with([job]);
+    stream.abort_choice(1);
+    let orders = calls.take_orders().expect("a request is to be sent");
+    assert_eq!((orders.submissions.len(), orders.changes.len()), (1, 1));
+    assert_eq!(orders.changes[0].closed_choices, [1]);
+    // The worker begins before it comes to the change.
+    let of = |choice| Event::from(EngineEvent::Token(TokenEvent { choice, token: 5, logprobs: None }));
+    calls.hear(heard(0, vec![of(1), of(0)])).expect("sense");
+    assert_eq!(stream.usage().generated_tokens, 1);
+}
+
+#[test]
 fn the_bell_rings_for_the_link_that_has_the_request() {
     let (job, stream) = generate(Some(1));
     let (mut calls, bell) = (Calls::default(), Arc::new(Notify::new()));
@@ -109,6 +128,11 @@ fn what_no_worker_says_is_a_violation() {
     assert_eq!(calls.hear(heard(0, vec![token(50)])), Err(FeedError::UnknownToken.into()));
     assert_eq!(calls.hear(heard(1, vec![token(1)])), Err(Malformed("event").into()));
     assert_eq!(calls.hear(heard(1, vec![vector()])), Err(Malformed("vector").into()), "one number, not two");
+    for odd in [f32::NAN, f32::INFINITY] {
+        let vector = event::What::Vector(Vector { values: vec![1.0, odd], owed_tokens: 1 });
+        let said = heard(1, vec![Event { what: Some(vector) }]);
+        assert_eq!(calls.hear(said), Err(Malformed("vector").into()), "{odd}");
+    }
     let unstarted = Heard { cached_tokens: None, ..heard(0, vec![token(1)]) };
     let mut fresh = calls_with([generate(None).0]);
     let _ = fresh.take_orders();

@@ -77,6 +77,10 @@ impl TryFrom<Logprobs> for TokenLogprobs {
         if top_tokens.len() != top_logprobs.len() {
             return Err(Malformed("top_logprobs"));
         }
+        // One that is infinite is that of a token that was ruled out.
+        if logprob.is_nan() || entropy.is_nan() || top_logprobs.iter().any(|logprob| logprob.is_nan()) {
+            return Err(Malformed("logprob"));
+        }
         Ok(Self { token, logprob, rank, entropy, top: top_tokens.into_iter().zip(top_logprobs).collect() })
     }
 }

@@ -154,6 +154,21 @@ fn what_a_request_hears_arrives_to_the_bit_and_in_order() {
 }
 
 #[test]
+fn a_log_probability_that_is_no_number_is_refused_and_one_of_what_was_ruled_out_is_not() {
+    let entry = TokenLogprobs { token: 7, logprob: -0.1, rank: 1, entropy: 0.5, top: vec![(7, -0.1)] };
+    let arrived = |entry: TokenLogprobs| TokenLogprobs::try_from(sent(&super::Logprobs::from(entry)));
+    for odd in [
+        TokenLogprobs { logprob: f32::NAN, ..entry.clone() },
+        TokenLogprobs { entropy: f32::NAN, ..entry.clone() },
+        TokenLogprobs { top: vec![(7, -0.1), (8, f32::NAN)], ..entry.clone() },
+    ] {
+        assert_eq!(arrived(odd), Err(Malformed("logprob")));
+    }
+    let ruled_out = TokenLogprobs { logprob: f32::NEG_INFINITY, top: vec![(8, f32::NEG_INFINITY)], ..entry };
+    assert_eq!(arrived(ruled_out.clone()), Ok(ruled_out));
+}
+
+#[test]
 fn every_failure_arrives_as_it_was_but_for_that_of_the_worker_itself() {
     use passerelle_engine::ConstraintError::{Lost, TooComplex};
     let arrived = |error: RequestError| RequestError::try_from(sent(&Failed::from(error))).expect("it makes sense");

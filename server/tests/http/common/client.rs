@@ -152,6 +152,7 @@ impl Stream {
         let enough = |text: &[u8]| text.windows(6).filter(|window| *window == b"data: ").count() >= count;
         let reading = async { while !enough(&self.text) && self.read_chunk().await {} };
         timeout(PATIENCE, reading).await.expect("the stream goes on");
+        assert!(enough(&self.text), "fewer than {count} events: {}", String::from_utf8_lossy(&self.text));
     }
 
     /// Reads until `sign` has come, and forgets what came before.
@@ -159,6 +160,7 @@ impl Stream {
         let seen = |text: &[u8]| text.windows(sign.len()).any(|window| window == sign);
         let reading = async { while !seen(&self.text) && self.read_chunk().await {} };
         timeout(PATIENCE, reading).await.expect("the sign comes");
+        assert!(seen(&self.text), "it ended before the sign: {}", String::from_utf8_lossy(&self.text));
         self.text.clear();
     }
 

@@ -58,7 +58,7 @@ impl EncoderServer {
         Self::with(Options::default(), EncoderConfig::default()).await
     }
 
-    /// `lane` bounds every encoder's queue and batches.
+    /// `lane` bounds every encoder's texts, queue and batches.
     pub(crate) async fn with(options: Options, lane: EncoderConfig) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let names = ALL.iter().copied().chain([MODEL]);
@@ -80,7 +80,10 @@ impl EncoderServer {
             let (model, served) = load(name);
             let owner = EncoderEngine::spawn(EncoderParts {
                 name: name.to_owned(),
-                config: EncoderConfig { max_text_tokens: served.max_model_len, ..lane.clone() },
+                config: EncoderConfig {
+                    max_text_tokens: served.max_model_len.min(lane.max_text_tokens),
+                    ..lane.clone()
+                },
                 model: Box::new(Gated { inner: model, gate: options.gate.clone() }),
                 turns: StepTurns::new(),
                 clock: Arc::clone(&clock),

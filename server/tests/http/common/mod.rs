@@ -31,7 +31,7 @@ use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::tariff::{Hours, Tariff};
 use passerelle::gateway::{
     Account, AccountPath, Administration, Alias, Authenticator, DataDir, Directory, Ledger, LedgerParts, Limit, Load,
-    Quota, Replica, ReplicaDoor, Router, Shadow, SubmitError,
+    Quota, Replica, ReplicaDoor, ReplicaRefusal, Router, Shadow,
 };
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle::text::{AnswerFormat, GrammarCompiler, TextModel};
@@ -162,7 +162,7 @@ struct WatchedDoor {
 }
 
 impl ReplicaDoor for WatchedDoor {
-    fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
+    fn submit(&self, request: Request) -> Result<EventStream, ReplicaRefusal> {
         let Request { class, share_key, share_weight, .. } = &request;
         let asked = Asked { class: *class, share_key: *share_key, weight: share_weight.0.get() };
         self.seen.0.lock().unwrap().push(asked);

@@ -24,8 +24,15 @@ const ASSISTANT: &[u8] = b"assistant\n";
 /// Holds the model's steps back until a test lets them run. Clones are one gate.
 #[derive(Clone)]
 pub(crate) struct Gate {
-    is_open: Arc<(Mutex<bool>, Condvar)>,
+    lets: Arc<(Mutex<Lets>, Condvar)>,
     pulse: Pulse,
+}
+
+/// What a gate lets through.
+enum Lets {
+    /// So many steps more.
+    Pass(usize),
+    PassAll,
 }
 
 pub(crate) struct TestModel {
@@ -40,16 +47,29 @@ pub(crate) struct TestModel {
 
 impl Gate {
     pub(crate) fn open() -> Self {
-        Self { is_open: Arc::new((Mutex::new(true), Condvar::new())), pulse: Pulse::default() }
+        Self::that(Lets::PassAll)
     }
 
     pub(crate) fn closed() -> Self {
-        Self { is_open: Arc::default(), pulse: Pulse::default() }
+        Self::that(Lets::Pass(0))
+    }
+
+    fn that(lets: Lets) -> Self {
+        Self { lets: Arc::new((Mutex::new(lets), Condvar::new())), pulse: Pulse::default() }
     }
 
     pub(crate) fn release(&self) {
-        *self.is_open.0.lock().unwrap() = true;
-        self.is_open.1.notify_all();
+        *self.lets.0.lock().unwrap() = Lets::PassAll;
+        self.lets.1.notify_all();
+    }
+
+    /// Lets one step through, the one that stands at the gate or the next.
+    pub(crate) fn let_one_pass(&self) {
+        let mut lets = self.lets.0.lock().unwrap();
+        if let Lets::Pass(steps) = &mut *lets {
+            *steps += 1;
+        }
+        self.lets.1.notify_all();
     }
 
     /// As if a step that stands at the gate got on.
@@ -58,8 +78,11 @@ impl Gate {
     }
 
     pub(crate) fn pass(&self) {
-        let is_open = self.is_open.0.lock().unwrap();
-        drop(self.is_open.1.wait_while(is_open, |is_open| !*is_open).unwrap());
+        let lets = self.lets.0.lock().unwrap();
+        let mut lets = self.lets.1.wait_while(lets, |lets| matches!(lets, Lets::Pass(0))).unwrap();
+        if let Lets::Pass(steps) = &mut *lets {
+            *steps -= 1;
+        }
     }
 }
 

@@ -60,3 +60,23 @@ async fn further_answers_that_an_upstream_is_not_asked_for_are_named_as_they_wer
         assert_eq!((reply.status, reply.param().as_deref()), (400, Some(field)), "{}", reply.text());
     }
 }
+
+#[tokio::test]
+async fn a_list_of_prompts_for_an_upstream_that_can_never_fit_is_a_400() {
+    let upstream = Scripted::always(Act::Break).await;
+    let limits = [
+        (limit(Limit::requests_per_minute, 3), "requests_per_minute"),
+        (limit(Limit::concurrent_requests, 3), "concurrent_requests"),
+        (limit(Limit::tokens_per_minute, 40), "tokens_per_minute"),
+    ];
+    for (key_limit, name) in limits {
+        let server = Server::with(Options { key_limits: Some(vec![key_limit]), ..Options::default() }).await;
+        serve(&server.state, vec![replica(upstream.address, REMOTE, 1)]);
+        let body = json!({"model": REMOTE, "prompt": ["a", "b", "c", "d"], "max_tokens": 2});
+        let reply = server.client().with_key().post("/v1/completions", &body).await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (400, "request_exceeds_limit"), "{}", reply.text());
+        assert_eq!(reply.headers["x-ratelimit-limit-name"], name);
+        assert_eq!(reply.param().as_deref(), Some("prompt"));
+    }
+    assert!(upstream.asked().is_empty());
+}

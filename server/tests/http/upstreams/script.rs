@@ -19,6 +19,8 @@ pub(crate) enum Act {
     SayAndWait(Vec<Value>),
     /// A status, header lines and a body.
     Refuse(u16, &'static str, &'static str),
+    /// A status and header lines, and of the body nothing until the other side leaves.
+    RefuseAndWait(u16, &'static str),
     /// Nothing: the connection breaks.
     Break,
 }
@@ -103,6 +105,11 @@ async fn answer(connection: TcpStream, state: Arc<State>) -> std::io::Result<()>
             let head =
                 format!("HTTP/1.1 {status} No\r\n{headers}connection: close\r\ncontent-length: {length}\r\n\r\n");
             connection.write_all((head + body).as_bytes()).await
+        }
+        Act::RefuseAndWait(status, headers) => {
+            let head = format!("HTTP/1.1 {status} No\r\n{headers}connection: close\r\ncontent-length: 99\r\n\r\n");
+            connection.write_all(head.as_bytes()).await?;
+            connection.read(&mut [0]).await.map(drop)
         }
         Act::Say(events) => {
             say(&mut connection, &events).await?;

@@ -152,6 +152,10 @@ fn refusals_of_the_chats_reader_come_under_this_routes_names() {
     let numbered = json!({"tool_choice": {"type": "function", "name": 5}});
     refused(numbered, ErrorKind::InvalidType, "tool_choice.name");
     refused(json!({"max_tokens": 1}), ErrorKind::UnknownParameter, "max_tokens");
+    for name in ["messages", "inputs", "content"] {
+        let refused = read(json!({name: []})).unwrap_err();
+        assert_eq!(refused.message(), format!("Unknown parameter: `{name}`. Did you mean `input`?"));
+    }
     refused(json!({"tools": [{"type": "function", "name": "a b"}]}), ErrorKind::InvalidValue, "tools[0].name");
     refused(json!({"tools": [{"type": "web_search"}]}), ErrorKind::UnsupportedParameter, "tools[0].type");
     refused(json!({"top_logprobs": 21}), ErrorKind::InvalidValue, "top_logprobs");

@@ -97,11 +97,14 @@ fn forced_calls_of_every_format_are_read_back_by_its_parser() {
                 assert!(!deltas.iter().any(|delta| matches!(delta, AnswerDelta::Content(_))), "{format:?}: {answer}");
                 let made = deltas.iter().filter(|delta| is_call(delta)).count();
                 assert!(made == 1 || made > 1 && count == CallCount::Several, "{format:?}: {answer}");
+                let mut with_arguments = 0;
                 for delta in &deltas {
                     let AnswerDelta::Arguments { fragment, .. } = delta else { continue };
                     let arguments: Value = serde_json::from_str(fragment).unwrap();
                     assert!(arguments["n"].as_u64().is_some_and(|n| n < 100), "{format:?}: {answer}");
+                    with_arguments += 1;
                 }
+                assert_eq!(with_arguments, made, "{format:?}: {answer}");
             }
         }
     }

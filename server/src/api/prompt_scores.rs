@@ -4,16 +4,16 @@
 //! 2. tokenise with the first one's tokenizer, off the async threads;
 //! 3. reserve for every prompt with each of the two models, in one step of the ledger: all limits or none;
 //! 4. hand the prompts to the comparison lane, which runs them one by one;
-//! 5. settle what the lane counted, by dropping each [`Comparing`], on every way out.
+//! 5. settle what the lane counted, by dropping each [`ComparedPrompt`], on every way out.
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use passerelle_engine::{ComparedPosition, Usage};
 use tokio::time::timeout;
 
-use super::comparable::{check_room, check_same_vocabulary, longest_text, of_named, room_beside};
+use super::compare_checks::{check_room, check_same_vocabulary, longest_text, of_named, room_beside};
 use super::errors::{ApiError, ErrorKind};
-use super::generate::{RequestContext, charge_to, saturating_u32};
+use super::generate::{RequestContext, charge_to};
 use super::lease::{Lease, together};
 use super::meter::PromptMeter;
 use super::prepare::{AskedLength, EncodedPrompt, check_token_ids, encode, find_generator, room_for_answer};
@@ -26,8 +26,9 @@ use super::wire::request::{GenerateRequest, Prompt};
 use super::wire::tier::tier_name;
 use super::wire::usage::sum_usage;
 use crate::gateway::account::ServiceClass;
-use crate::gateway::comparing::{self, ComparedText};
-use crate::gateway::{Ask, Attribution, Comparing, Reservation, Scope, SubmitError};
+use crate::gateway::comparison::{self, ComparedText};
+use crate::gateway::{Ask, Attribution, ComparedPrompt, ReplicaRefusal, Reservation, Scope};
+use crate::units::saturating_u32;
 
 const FIELD: &str = "prompt_scores_against";
 
@@ -65,7 +66,7 @@ pub(crate) async fn compare(
     let mut running = comparison.start_all(prompts, reservations)?;
     let limit = context.time_allowed(state);
     let compared = timeout(limit, running.all()).await.map_err(|_| {
-        let message = format!("The prompts were not compared within {} seconds.", limit.as_secs());
+        let message = format!("The prompts were not compared within {} seconds.", limit.as_secs_f64());
         ApiError::new(ErrorKind::RequestTimeout, message)
     })??;
     let [first, second] = &models;
@@ -132,7 +133,7 @@ impl Pairing<'_> {
         Ok(running)
     }
 
-    fn start(&self, prompt: EncodedPrompt, reservations: [Reservation; 2]) -> Result<Comparing, ApiError> {
+    fn start(&self, prompt: EncodedPrompt, reservations: [Reservation; 2]) -> Result<ComparedPrompt, ApiError> {
         let serving = self.state.serving();
         let engine_of = |model: &Lease| serving.router.engine_of(&model.name);
         let replicas = match (engine_of(&self.models[0]), engine_of(&self.models[1])) {
@@ -147,16 +148,16 @@ impl Pairing<'_> {
             tokens: prompt.tokens,
             share_key: self.context.caller.account.share_key,
         };
-        let started = Comparing::start(self.state.comparisons(), replicas.each_ref(), text, reservations);
+        let started = ComparedPrompt::start(self.state.comparisons(), replicas.each_ref(), text, reservations);
         started.map_err(|refused| {
             withdraw_all(refused.reservations);
             match refused.error {
                 // Of what the models themselves are, the caller chose the second.
-                SubmitError::Refused { .. } => {
-                    let at_fault = usize::from(comparing::check_lent(&replicas[0]).is_ok());
+                ReplicaRefusal::Refused { .. } => {
+                    let at_fault = usize::from(comparison::check_lent(&replicas[0]).is_ok());
                     of_named(&self.models[at_fault].name, refused.error).param(FIELD)
                 }
-                SubmitError::ExceedsContext(_) => ApiError::from(refused.error).param(prompt.field.as_str()),
+                ReplicaRefusal::ExceedsContext(_) => ApiError::from(refused.error).param(prompt.field.as_str()),
                 error => error.into(),
             }
         })
@@ -165,7 +166,7 @@ impl Pairing<'_> {
 
 /// Prompts that are being compared. Dropping it ends what waits, settles and measures.
 struct Running {
-    prompts: Vec<Comparing>,
+    prompts: Vec<ComparedPrompt>,
     /// Of the two models.
     meters: [PromptMeter; 2],
 }
@@ -186,7 +187,7 @@ impl Running {
     /// Nobody pays for a list that the server fails, whichever of its prompts it failed at.
     fn fail(&mut self, error: ApiError) -> ApiError {
         if error.is_our_fault() {
-            self.prompts.iter_mut().for_each(Comparing::make_free);
+            self.prompts.iter_mut().for_each(ComparedPrompt::make_free);
         }
         error
     }

@@ -5,12 +5,12 @@ use passerelle_models::TokenId;
 
 use super::errors::ApiError;
 use super::fields::invalid;
-use super::generate::saturating_u32;
 use super::lease::Lease;
 use super::prepare::{AskedLength, Prepared, overflow};
 use super::state::{AppState, Serving};
-use crate::gateway::comparing;
-use crate::gateway::{Caller, SubmitError};
+use crate::gateway::comparison;
+use crate::gateway::{Caller, ReplicaRefusal};
+use crate::units::saturating_u32;
 
 /// Of each model, where the request does not say.
 const DEFAULT_ANSWER_TOKENS: u32 = 64;
@@ -59,27 +59,27 @@ pub(crate) fn longest_text(state: &AppState, serving: &Serving, models: &[Lease]
     let engine_of = |model: &Lease| serving.router.engine_of(&model.name);
     let of_model = |index: usize| {
         move |error| match error {
-            SubmitError::Refused { .. } => of_named(&models[index].name, error).param(format!("models[{index}]")),
+            ReplicaRefusal::Refused { .. } => of_named(&models[index].name, error).param(format!("models[{index}]")),
             error => error.into(),
         }
     };
     for (index, model) in models.iter().enumerate() {
-        comparing::check_lent(&engine_of(model)?).map_err(of_model(index))?;
+        comparison::check_lent(&engine_of(model)?).map_err(of_model(index))?;
     }
     let first = engine_of(&models[0])?;
     let mut longest = models[0].max_model_len;
     for (other, model) in models.iter().enumerate().skip(1) {
-        let of_both = comparing::longest_text(state.comparisons(), [&first, &engine_of(model)?]);
+        let of_both = comparison::longest_text(state.comparisons(), [&first, &engine_of(model)?]);
         longest = longest.min(model.max_model_len).min(of_both.map_err(of_model(other))?);
     }
     Ok(longest)
 }
 
 /// A refusal for what a model is, with its name.
-pub(crate) fn of_named(model: &str, error: SubmitError) -> ApiError {
+pub(crate) fn of_named(model: &str, error: ReplicaRefusal) -> ApiError {
     match error {
-        SubmitError::Refused { parameter, why } => {
-            SubmitError::Refused { parameter, why: format!("`{model}`: {why}") }.into()
+        ReplicaRefusal::Refused { parameter, why } => {
+            ReplicaRefusal::Refused { parameter, why: format!("`{model}`: {why}") }.into()
         }
         error => error.into(),
     }

@@ -13,11 +13,11 @@ use passerelle_models::TokenId;
 
 use super::journal::EntryEnd;
 use super::ledger::Reservation;
-use super::replica::{InFlight, Replica, SubmitError};
+use super::replica::{InFlight, Replica, ReplicaRefusal};
 
 #[derive(Debug)]
 #[must_use = "dropping a comparison ends and settles it"]
-pub struct Comparing {
+pub struct ComparedPrompt {
     // Dropped in this order: the lane stops before the ledger and the router count the room as free.
     reply: ComparisonReply,
     reservations: [Reservation; 2],
@@ -38,11 +38,11 @@ pub struct ComparedText {
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct NotCompared {
-    pub error: SubmitError,
+    pub error: ReplicaRefusal,
     pub reservations: [Reservation; 2],
 }
 
-impl Comparing {
+impl ComparedPrompt {
     /// Hands the text to the lane. `replicas` and `reservations`: of the first model and of the second.
     pub fn start(
         lane: &ComparisonHandle,
@@ -83,17 +83,17 @@ impl Comparing {
 }
 
 /// Errors where the model of a replica cannot be compared with any other, with why.
-pub fn check_lent(replica: &Arc<Replica>) -> Result<(), SubmitError> {
+pub fn check_lent(replica: &Arc<Replica>) -> Result<(), ReplicaRefusal> {
     replica.shared_model().map(drop).ok_or_else(|| replica.why_not_lent())
 }
 
 /// Tokens of the longest text that the models of two replicas can be compared on. Errors when there is none.
-pub fn longest_text(lane: &ComparisonHandle, replicas: [&Arc<Replica>; 2]) -> Result<usize, SubmitError> {
+pub fn longest_text(lane: &ComparisonHandle, replicas: [&Arc<Replica>; 2]) -> Result<usize, ReplicaRefusal> {
     let lent = |replica: &Replica| replica.shared_model().ok_or_else(|| replica.why_not_lent());
     Ok(lane.longest_text(&lent(replicas[0])?, &lent(replicas[1])?)?)
 }
 
-impl Drop for Comparing {
+impl Drop for ComparedPrompt {
     fn drop(&mut self) {
         let (used, counted) = (self.close(), self.reply.close());
         for reservation in &mut self.reservations {
@@ -109,7 +109,7 @@ fn submit(
     lane: &ComparisonHandle,
     [first, second]: [&Arc<Replica>; 2],
     text: ComparedText,
-) -> Result<(ComparisonReply, [InFlight; 2]), SubmitError> {
+) -> Result<(ComparisonReply, [InFlight; 2]), ReplicaRefusal> {
     let ComparedText { id, tokens, share_key } = text;
     let load = tokens.len() as u64;
     let ((first, first_in_flight), (second, second_in_flight)) = (first.lend(load)?, second.lend(load)?);

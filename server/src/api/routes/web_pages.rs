@@ -8,7 +8,7 @@ use axum::http::header::{
 };
 use axum::response::{IntoResponse, Response};
 
-use crate::api::errors::{ApiError, ErrorKind};
+use crate::api::errors::ApiError;
 use crate::api::ids::random_id;
 use crate::api::openapi::document;
 use crate::api::state::AppState;
@@ -47,7 +47,7 @@ fn page(source: &'static str) -> Response {
         HeaderValue::try_from(policy).ok().map(|policy| (nonce, policy))
     });
     let Some((nonce, policy)) = policy else {
-        return ApiError::new(ErrorKind::Internal, "The system gave no randomness.").into_response();
+        return ApiError::no_randomness().into_response();
     };
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),

@@ -12,10 +12,10 @@ use passerelle_engine::{
 use passerelle_models::TokenId;
 use serde_json::{Value, json};
 
-use super::comparable::{check_one_prompt, check_room, check_same_vocabulary, longest_text, room_beside};
+use super::compare_checks::{check_one_prompt, check_room, check_same_vocabulary, longest_text, room_beside};
 use super::delta::{ChoiceDelta, Delta};
 use super::errors::{ApiError, ErrorKind};
-use super::generate::{Admission, Admitted, RequestContext, ServedAs, Shape, Ticket, charge_to, saturating_u32};
+use super::generate::{Admission, Admitted, RequestContext, ServedAs, Shape, Ticket, charge_to};
 use super::launch::LivePrompt;
 use super::lease::{Lease, together};
 use super::prepare::{AskedLength, Prepared, check_token_ids, find_generator, prepare};
@@ -24,7 +24,7 @@ use super::routes::require;
 use super::running::SettleAt;
 use super::sse::StreamEnd;
 use super::state::AppState;
-use super::wire::answer::{AnswerForm, Conclusion, Part};
+use super::wire::answer::{AnswerWriter, Conclusion, Part};
 use super::wire::choices::Choices;
 use super::wire::compare::{
     ComparedModel, ComparedText, Difference, ReadCompare, SaidText, compared_text_json, difference_json, model_json,
@@ -35,8 +35,9 @@ use super::wire::sampling::check_min_tokens;
 use super::wire::tier::tier_name;
 use super::wire::usage::{ReasoningTokens, logprob_json, usage_json};
 use crate::gateway::Caller;
-use crate::gateway::replica::SubmitError;
+use crate::gateway::replica::ReplicaRefusal;
 use crate::text::{Detokenizer, SkipSpecialTokens};
+use crate::units::saturating_u32;
 
 /// What the answers of several models become.
 #[derive(Debug)]
@@ -173,7 +174,7 @@ fn name_of_template(error: ApiError, index: usize) -> ApiError {
 
 /// Small enough for every client's numbers.
 fn random_seed() -> Result<u64, ApiError> {
-    let seed = getrandom::u32().map_err(|_| ApiError::new(ErrorKind::Internal, "The system gave no randomness."))?;
+    let seed = getrandom::u32().map_err(|_| ApiError::no_randomness())?;
     Ok(u64::from(seed))
 }
 
@@ -228,7 +229,7 @@ impl SideBySide {
         for other in 1..lent.len() {
             let (id, first, second) = (self.state.next_request_id(), lent[0].clone(), lent[other].clone());
             let request = ComparisonRequest { id, tokens: tokens.clone(), first, second, share_key: self.share_key };
-            let submitted = self.lane.submit(request).map_err(SubmitError::from);
+            let submitted = self.lane.submit(request).map_err(ReplicaRefusal::from);
             let mut reading = Reading { reply: submitted.map_err(ApiError::from)?, prompts, other, is_free: false };
             let positions = reading.wait().await?;
             self.differences.push(Difference { model: other, positions });
@@ -293,7 +294,7 @@ fn event(data: &Value) -> Part {
     Part { event: None, data: data.to_string() }
 }
 
-impl AnswerForm for SideBySide {
+impl AnswerWriter for SideBySide {
     fn opening(&mut self, _: Usage) -> Vec<Part> {
         Vec::new()
     }

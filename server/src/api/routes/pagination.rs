@@ -8,14 +8,14 @@ use crate::api::fields::invalid;
 
 /// Which part of a list is asked for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Page<'a> {
+pub(super) struct ListPage<'a> {
     most: usize,
     limit: usize,
     /// The last entry of the part before.
     after: Option<&'a str>,
 }
 
-impl<'a> Page<'a> {
+impl<'a> ListPage<'a> {
     /// As many as `limit` where the query does not say, and never more than `most`.
     pub(super) fn new(limit: usize, most: usize) -> Self {
         Self { most, limit, after: None }
@@ -77,7 +77,45 @@ fn unknown(name: &str) -> ApiError {
     ApiError::new(ErrorKind::UnknownParameter, message).param(name)
 }
 
+/// A value without its escapes: some clients write `acme%2Fvision`.
+pub(super) fn unescaped(value: &str) -> String {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let (mut plain, mut rest) = (Vec::with_capacity(value.len()), value.as_bytes());
+    while let [first, others @ ..] = rest {
+        let escaped = match others {
+            [high, low, ..] if *first == b'%' => digit(*high).zip(digit(*low)),
+            _ => None,
+        };
+        let (byte, length) = escaped.map_or((*first, 1), |(high, low)| ((high * 16 + low) as u8, 3));
+        plain.push(byte);
+        rest = &rest[length..];
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}
+
 /// Names and values as they are written: none that is known here needs to be written otherwise.
 pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unescaped;
+
+    #[test]
+    fn a_value_is_read_as_it_was_meant_however_it_is_written() {
+        for (written, meant) in [
+            ("acme/vision", "acme/vision"),
+            ("acme%2Fvision", "acme/vision"),
+            ("test%2fparrot%3a1", "test/parrot:1"),
+            ("%C3%A9t\u{e9}", "\u{e9}t\u{e9}"),
+            ("100%", "100%"),
+            ("%2", "%2"),
+            ("%zz%+1", "%zz%+1"),
+            ("%ff", "\u{fffd}"),
+            ("", ""),
+        ] {
+            assert_eq!(unescaped(written), meant, "{written}");
+        }
+    }
 }

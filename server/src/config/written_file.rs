@@ -1,0 +1,106 @@
+//! A file behind what was written, so that a setting of it that is refused later is told with its line.
+
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::{ConfigError, Written};
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct WrittenFile {
+    path: PathBuf,
+    text: String,
+    /// It alone.
+    written: Written,
+}
+
+impl WrittenFile {
+    pub(super) fn new(path: &Path, text: String, written: &Written) -> Self {
+        Self { path: path.into(), text, written: written.clone() }
+    }
+
+    /// `error` with the place of its setting, if `check` refuses the file alone in the same words: otherwise the command line,
+    /// which was laid over it, is at fault too.
+    pub(super) fn blamed(self, error: ConfigError, check: impl FnOnce(Written) -> Option<ConfigError>) -> ConfigError {
+        let ConfigError::Value { key, .. } = &error else { return error };
+        let Some(start) = start_of(&self.text, key) else { return error };
+        let problem = error.to_string();
+        if check(self.written).is_some_and(|alone| alone.to_string() == problem) {
+            ConfigError::in_file(&self.path, &self.text, start, problem)
+        } else {
+            error
+        }
+    }
+}
+
+/// Where what an error calls `key` begins, such as `engine.threads (--threads)` or `partitions[1].device`: of one that is not
+/// written, where the table begins in which it would be. `None` where the key does not say of which of several it is.
+fn start_of(text: &str, key: &str) -> Option<usize> {
+    let document = DeTable::parse(text).ok()?;
+    let mut table = document.get_ref();
+    let mut found = None;
+    for step in key.split(' ').next()?.split('.') {
+        let (name, place) = numbered(step);
+        let Some((written, value)) = table.get_key_value(name) else { break };
+        let start = written.span().start;
+        let (start, value) = match (value.get_ref(), place) {
+            (DeValue::Array(list), Some(place)) => {
+                let item = list.get(place)?;
+                (item.span().start, item.get_ref())
+            }
+            (DeValue::Array(list), None) if list.len() > 1 && list[0].get_ref().is_table() => return None,
+            (DeValue::Array(list), None) => (start, list.first().map_or(value.get_ref(), Spanned::get_ref)),
+            (value, _) => (start, value),
+        };
+        found = Some(start);
+        let DeValue::Table(inner) = value else { break };
+        table = inner;
+    }
+    found
+}
+
+/// `partitions[1]` is the name and 1.
+fn numbered(step: &str) -> (&str, Option<usize>) {
+    let numbered = step.strip_suffix(']').and_then(|step| step.split_once('['));
+    numbered.map_or((step, None), |(name, place)| (name, place.parse().ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "\
+[engine]
+threads = 4
+[server]
+trust = [\"a\", \"b\"]
+[[partitions]]
+name = \"a\"
+[[partitions]]
+name = \"b\"
+device = \"cpu\"
+[[models]]
+source = \"demo\"
+[shadow]
+aliases = { chat = { model = \"m\", share = 1.0 } }
+";
+
+    #[test]
+    fn the_place_of_a_setting_is_found_by_what_errors_call_it() {
+        let line = |key: &str| start_of(TEXT, key).map(|start| TEXT[..start].matches('\n').count() + 1);
+        for (key, expected) in [
+            ("engine.threads (--threads)", 2),
+            ("server.trust", 4),
+            ("partitions[1].device", 9),
+            ("partitions[0].name", 6),
+            ("models.source of `demo`", 11),
+            ("shadow.aliases", 13),
+        ] {
+            assert_eq!(line(key), Some(expected), "{key}");
+        }
+        assert_eq!((line("partitions[0].device"), line("engine.numa")), (Some(5), Some(1)), "what it is missing in");
+        assert_eq!([line("partitions"), line("partitions[2].name"), line("HF_HOME")], [None; 3]);
+        assert_eq!(start_of("[server]\ntrust = []\n", "server.trust"), Some(9));
+    }
+}
