@@ -18,7 +18,7 @@ const MOST_DAYS: i64 = 36_500;
 
 const HELP: &str = "\
 `passerelle serve` starts one for each of [[partitions]], with the options that it was started with itself, and again when it
-ends. SIGTERM lets what runs finish, and exits with 0; the server starts a successor at once. With --until, or inside a
+ends. SIGTERM lets what runs finish, and exits with 0; the server starts a successor half a second later. With --until, or inside a
 Slurm job if somebody else started it, it leaves by itself, server.drain_timeout before the end, and takes nothing before that
 would end later.";
 

@@ -13,7 +13,7 @@
 //! never taken away, nor one that is pinned. Models that wait for room wait in one line, so that a large one is not passed
 //! by small ones for ever.
 //!
-//! This room decides; [`Shelf::next_order`] tells whoever has the hands what to do. It knows names, digests and bytes,
+//! This room decides; [`Shelf::next_order`] tells whoever loads models what to do. It knows names, digests and bytes,
 //! nothing else.
 
 mod plan;

@@ -166,8 +166,8 @@ fn whoever_carries_orders_out_wakes_when_time_alone_makes_room() {
     let _waiting = wait(&shelf, "b");
     clock.advance(Duration::from_millis(4990));
     let (told, orders) = std::sync::mpsc::sync_channel(1);
-    let hands = shelf.clone();
-    std::thread::spawn(move || told.send(hands.next_order()));
+    let loader = shelf.clone();
+    std::thread::spawn(move || told.send(loader.next_order()));
     assert_eq!(orders.recv_timeout(Duration::from_secs(30)), Ok(unload("a")));
 }
 
