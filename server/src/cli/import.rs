@@ -70,7 +70,7 @@ impl ImportArgs {
         };
         self.say(&imported, trust.is_some())?;
         if let Err(why) = check_is_served(&imported.path) {
-            tell!("warning: this program serves no such model: {why:#}");
+            tell!("warning: this program cannot serve it: {why:#}");
         }
         Ok(())
     }

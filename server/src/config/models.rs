@@ -99,7 +99,7 @@ fn default_name(source: &str) -> &str {
 
 pub(super) fn fits_as_name(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:/".contains(c);
-    !name.is_empty() && name.len() <= MAX_NAME_BYTES && name.chars().all(fits) && !name.starts_with('.')
+    !name.is_empty() && name.len() <= MAX_NAME_BYTES && name.chars().all(fits) && !name.starts_with(['.', '-'])
 }
 
 /// `name` or `name@revision`, as checkpoints of a folder are called.
@@ -110,5 +110,8 @@ pub fn fits_as_checkpoint(name: &str) -> bool {
 
 /// What is said of one that does not fit. `written`: what stands for one that does.
 pub(super) fn no_name(name: &str, written: &str) -> String {
-    format!("`{name}` is not a name; write {written} with letters, digits and - _ . : /, at most {MAX_NAME_BYTES}")
+    format!(
+        "`{name}` is not a name; write {written} with letters, digits and - _ . : /, neither . nor - first, at most \
+         {MAX_NAME_BYTES}"
+    )
 }

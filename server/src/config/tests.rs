@@ -251,7 +251,7 @@ fn a_path_on_the_command_line_may_hold_what_means_something_elsewhere() {
 
 #[test]
 fn a_partition_has_a_name_as_a_model_has() {
-    for odd in ["a b", "", ".a", "\u{e9}"] {
+    for odd in ["a b", "", ".a", "-x", "\u{e9}"] {
         let error = check(&format!("[[partitions]]\nname = \"{odd}\"")).expect_err(odd).to_string();
         assert!(error.starts_with(&format!("partitions[0].name: `{odd}` is not a name; write one with ")), "{error}");
         let said = check_partition_name("--partition", odd).expect_err(odd).to_string();
