@@ -231,10 +231,17 @@ async fn a_request_of_a_batch_that_waits_for_room_waits_no_longer_than_the_serve
 /// A server that is stopped once some of 40 requests are answered, and the batch.
 async fn stopped_half_way(folder: &TempDir) -> Value {
     let lines: Vec<Value> = (0..40).map(|n| line(&format!("r{n}"), &format!("answer {n}"))).collect();
-    let server = Server::with(keeping(folder)).await;
+    let gate = Gate::closed();
+    let server = Server::with(Options { gate: gate.clone(), ..keeping(folder) }).await;
     let runner = tokio::spawn(run_batches(server.state.clone()));
-    let batch = create(&server.client(), &jsonl(&lines)).await;
-    wait_until(&server.client(), &batch, |batch| batch["request_counts"]["completed"].as_u64() >= Some(5)).await;
+    let client = server.client();
+    let batch = create(&client, &jsonl(&lines)).await;
+    let path = format!("/v1/batches/{}", batch["id"].as_str().unwrap());
+    // Step by step, so that not all of them are answered before anybody looks.
+    while client.get(&path).await.json()["request_counts"]["completed"].as_u64() < Some(5) {
+        gate.let_one_pass();
+        until(|| gate.is_used_up()).await;
+    }
     runner.abort();
     let _: Result<(), _> = runner.await;
     batch

@@ -72,6 +72,11 @@ impl Gate {
         self.lets.1.notify_all();
     }
 
+    /// Every step that was let through has been taken.
+    pub(crate) fn is_used_up(&self) -> bool {
+        matches!(*self.lets.0.lock().unwrap(), Lets::Pass(0))
+    }
+
     /// As if a step that stands at the gate got on.
     pub(crate) fn beat(&self) {
         self.pulse.beat();
