@@ -35,7 +35,7 @@ impl Inspector {
     }
 
     /// As [`Inspector::inspect`], for a checkpoint of which only the tokenizer is read.
-    #[cfg(feature = "upstream")]
+    #[cfg_attr(not(feature = "upstream"), expect(dead_code, reason = "only upstreams have tokenizers alone"))]
     pub(crate) fn inspect_folder(&self, folder: &Path) -> Result<()> {
         match &self.keys {
             Some(keys) => verify(keys, &CheckpointFiles::directory(folder)?, &NothingKnown),
