@@ -130,17 +130,14 @@ impl<T> WaitingQueue<T> {
         }
     }
 
-    pub(crate) fn num_preempted(&self) -> usize {
-        self.preempted.len()
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.preempted.is_empty() && self.accounts.values().all(|account| account.waiting.is_empty())
     }
 
-    /// All that wait here but those that were preempted.
+    /// All that wait here.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.accounts.values().flat_map(|account| account.waiting.iter().map(|waiting| &waiting.item))
+        let waiting = self.accounts.values().flat_map(|account| account.waiting.iter().map(|waiting| &waiting.item));
+        waiting.chain(self.preempted.values().map(|(_, item)| item))
     }
 
     /// One more sequence of this share lives.

@@ -165,7 +165,7 @@ impl Sampler {
         let inverse_temperature = 1.0 / f64::from(params.temperature);
         let top_k = question::top_k(params, row.len());
         if top_k.is_none() && params.top_p >= 1.0 && params.typical_p >= 1.0 {
-            weigh(row, max, (inverse_temperature, f64::from(params.min_p)), &mut self.weights);
+            weigh(row, max, inverse_temperature, f64::from(params.min_p), &mut self.weights);
             return distribution::draw(&self.weights, point);
         }
         match top_k {
@@ -206,7 +206,7 @@ impl Sampler {
 
     /// Every token that could be among those that top-p keeps becomes a candidate.
     fn find_likely(&mut self, row: &[f32], max: f32, inverse_temperature: f64, top_p: f64) {
-        weigh(row, max, (inverse_temperature, 0.0), &mut self.weights);
+        weigh(row, max, inverse_temperature, 0.0, &mut self.weights);
         self.mass = distribution::total(&self.weights);
         // All lighter ones together weigh less than what top-p drops; the half is for rounding.
         let floor = 0.5 * (1.0 - top_p) * self.mass / row.len() as f64;

@@ -76,6 +76,8 @@ pub(crate) struct Scheduler {
     waiting: WaitingQueue<Sequence>,
     /// Each waits for what another is computing, or for the next step's rows of log-probabilities.
     held: Vec<Waiting<Sequence>>,
+    /// Of those that wait, the ones that ran or were parked before.
+    num_resuming: usize,
     cache: KvCacheManager,
 }
 
@@ -84,7 +86,7 @@ impl Scheduler {
         let cache = KvCacheManager::new(config.num_kv_blocks, kv_cache, config.max_num_batched_tokens);
         let (waiting, fairness_bound) = queue(&config, &costs);
         let (now, running, parked) = (Duration::ZERO, Running::default(), BTreeMap::new());
-        let (steps_of_better, turns, former_batch, held) = Default::default();
+        let (steps_of_better, turns, former_batch, held, num_resuming) = Default::default();
         Self {
             config,
             costs,
@@ -99,6 +101,7 @@ impl Scheduler {
             parked,
             waiting,
             held,
+            num_resuming,
             cache,
         }
     }
@@ -204,11 +207,12 @@ impl Scheduler {
     /// Takes out, wherever it is, every sequence that `unwanted` names.
     pub(crate) fn extract(&mut self, unwanted: impl Fn(&Sequence) -> bool) -> Vec<Sequence> {
         let mut taken = self.waiting.extract(|sequence| unwanted(sequence));
-        taken.extend(take_out(&mut self.parked, |sequence| unwanted(sequence)));
         for aside in self.held.extract_if(.., |aside| unwanted(&aside.item)) {
             self.waiting.forget_aside(aside.item.share);
             taken.push(aside.item);
         }
+        self.num_resuming -= taken.iter().filter(|sequence| sequence.is_resuming()).count();
+        taken.extend(take_out(&mut self.parked, |sequence| unwanted(sequence)));
         taken.iter().for_each(|sequence| self.waiting.leave(sequence.share));
         let ids: Vec<_> =
             self.running.iter().filter(|sequence| unwanted(sequence)).map(|sequence| sequence.id).collect();
@@ -235,14 +239,9 @@ impl Scheduler {
         self.parked.len()
     }
 
-    pub(crate) fn num_preempted(&self) -> usize {
-        self.waiting.num_preempted()
-    }
-
-    /// Those that were parked, were granted more, and wait for a place.
+    /// Those that wait to run again: they were preempted, or parked and granted more.
     pub(crate) fn num_resuming(&self) -> usize {
-        let wait = self.waiting.iter().chain(self.held.iter().map(|aside| &aside.item));
-        wait.filter(|sequence| sequence.is_resuming()).count()
+        self.num_resuming
     }
 
     /// How far the shares that wait have drifted apart, and how far they can.
@@ -266,6 +265,9 @@ impl Scheduler {
         self.running.check_integrity();
         assert!(self.running.places_taken() <= self.config.max_num_seqs, "more sequences run than may");
         assert!(self.waiting.widest_gap() <= self.fairness_bound, "the shares have drifted too far apart");
+        let waiting = self.waiting.iter().chain(self.held.iter().map(|aside| &aside.item));
+        let num_resuming = waiting.filter(|sequence| sequence.is_resuming()).count();
+        assert_eq!(self.num_resuming, num_resuming, "who waits to run again is miscounted");
         let mut outside = self.parked.values().chain(self.held.iter().map(|aside| &aside.item));
         assert!(outside.all(|sequence| sequence.block_tables.is_empty()), "who does not run holds no blocks");
     }
@@ -372,6 +374,7 @@ impl Scheduler {
         let Some(mut last) = self.running.pop_last() else { return };
         self.cache.preempt(&mut last, &mut batch.copies);
         (last.num_scheduled, last.idle_since) = (0, None);
+        self.num_resuming += 1;
         self.waiting.push_preempted(last.share, last.id, last);
         batch.preemptions += 1;
     }

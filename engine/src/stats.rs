@@ -14,9 +14,7 @@ pub struct EngineStats {
     pub waiting: usize,
     /// Prompt tokens of those.
     pub waiting_tokens: usize,
-    /// Sequences that were preempted and wait to run again.
-    pub preempted: usize,
-    /// Sequences that were parked, were granted more, and wait for a place.
+    /// Sequences that wait to run again: they were preempted, or parked and granted more.
     pub resuming: usize,
     /// Sequences that wait for [`crate::EventStream::grant`].
     pub parked: usize,

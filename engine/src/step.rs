@@ -265,7 +265,7 @@ impl Drop for StepLoop {
         }
         // A panic within a panic would abort the process, so a poisoned lock is left alone.
         if let Ok(mut stats) = self.shared.stats.lock() {
-            (stats.running, stats.preempted, stats.resuming, stats.parked) = (0, 0, 0, 0);
+            (stats.running, stats.resuming, stats.parked) = (0, 0, 0);
             stats.step_started = None;
         }
     }

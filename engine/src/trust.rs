@@ -34,7 +34,7 @@ pub(crate) enum Outcome {
 
 impl Trust {
     /// Of the sequences that ran so many failed, by no fault of their own, and by what `failures` says.
-    pub(crate) fn note_step(&mut self, (num_sequences, num_failed): (usize, usize), failures: &FaultCounts) -> Outcome {
+    pub(crate) fn note_step(&mut self, num_sequences: usize, num_failed: usize, failures: &FaultCounts) -> Outcome {
         if num_failed < num_sequences {
             self.fruitless_steps = 0;
             return Outcome::Fruitful;
@@ -73,12 +73,12 @@ mod tests {
         let mut trust = Trust::default();
         for _ in 0..2 {
             for _ in 1..MAX_FRUITLESS_STEPS {
-                assert_eq!(trust.note_step((2, 2), &by_model), Outcome::Fruitless);
+                assert_eq!(trust.note_step(2, 2, &by_model), Outcome::Fruitless);
             }
-            assert_eq!(trust.note_step((2, 2), &by_model), Outcome::Doubtful);
+            assert_eq!(trust.note_step(2, 2, &by_model), Outcome::Doubtful);
         }
-        assert_eq!(trust.note_step((2, 1), &by_device), Outcome::Fruitful, "others still run");
-        assert_eq!(trust.note_step((2, 2), &by_device), Outcome::Doubtful);
+        assert_eq!(trust.note_step(2, 1, &by_device), Outcome::Fruitful, "others still run");
+        assert_eq!(trust.note_step(2, 2, &by_device), Outcome::Doubtful);
     }
 
     #[test]

@@ -36,10 +36,10 @@ impl Arrivals {
     pub fn offsets(&self, duration: Duration, limit: usize, rng: &mut Rng) -> Option<Vec<Duration>> {
         let seconds = duration.as_secs_f64();
         let offsets = match *self {
-            Self::Poisson { rate } => ramp(rate, rate, (seconds, limit), rng),
-            Self::Constant { rate } => every(1.0 / rate, 1, (seconds, limit)),
-            Self::Burst { size, every_s } => every(every_s, size, (seconds, limit)),
-            Self::Ramp { from, to } => ramp(from, to, (seconds, limit), rng),
+            Self::Poisson { rate } => ramp(rate, rate, seconds, limit, rng),
+            Self::Constant { rate } => every(1.0 / rate, 1, seconds, limit),
+            Self::Burst { size, every_s } => every(every_s, size, seconds, limit),
+            Self::Ramp { from, to } => ramp(from, to, seconds, limit, rng),
             Self::Closed { .. } | Self::Trace => return None,
         };
         Some(offsets.into_iter().map(Duration::from_secs_f64).collect())
@@ -83,7 +83,7 @@ impl Arrivals {
 
 /// A Poisson process whose rate goes linearly from `from` to `to`: unit exponential gaps, mapped through the inverse of
 /// the expected number of arrivals, `from * t + (to - from) * t^2 / (2 * seconds)`.
-fn ramp(from: f64, to: f64, (seconds, limit): (f64, usize), rng: &mut Rng) -> Vec<f64> {
+fn ramp(from: f64, to: f64, seconds: f64, limit: usize, rng: &mut Rng) -> Vec<f64> {
     let slope = (to - from) / seconds;
     let expected = (from + to) / 2.0 * seconds;
     let mut offsets = Vec::with_capacity((expected as usize + 16).min(limit));
@@ -96,7 +96,7 @@ fn ramp(from: f64, to: f64, (seconds, limit): (f64, usize), rng: &mut Rng) -> Ve
     offsets
 }
 
-fn every(gap: f64, size: u32, (seconds, limit): (f64, usize)) -> Vec<f64> {
+fn every(gap: f64, size: u32, seconds: f64, limit: usize) -> Vec<f64> {
     let moments = (0u32..).map(|index| f64::from(index) * gap).take_while(|at| *at < seconds);
     moments.flat_map(|at| std::iter::repeat_n(at, size as usize)).take(limit).collect()
 }

@@ -164,7 +164,7 @@ pub async fn compare<C: Connect>(
     let (watch, mut sent) = (Watch::start(contenders.iter().filter_map(|contender| contender.pid)), Sent::default());
     let names: Vec<&str> = contenders.iter().map(|contender| contender.name.as_str()).collect();
     for number in 0..options.rounds {
-        let played = match play(contenders, (scenario, number), options, &mut sent).await {
+        let played = match play(contenders, scenario, number, options, &mut sent).await {
             Ok(played) => played,
             Err(error) if rounds.is_empty() => return Err(error),
             Err(error) => {
@@ -247,7 +247,8 @@ struct Played {
 
 async fn play<C: Connect>(
     contenders: &[Contender<C>],
-    (scenario, number): (&Scenario, usize),
+    scenario: &Scenario,
+    number: usize,
     options: &CompareOptions,
     sent: &mut Sent,
 ) -> Result<Played, CompareError> {
@@ -263,8 +264,8 @@ async fn play<C: Connect>(
     }
     let mut answers = vec![Answers::default(); contenders.len()];
     for (which, plan) in order.into_iter().zip(&plans) {
-        let pair = (&contenders[0], &contenders[which]);
-        answers[which] = Answers::of(pair, plan, &options.run, sent).await?;
+        let (first, contender) = (&contenders[0], &contenders[which]);
+        answers[which] = Answers::of(first, contender, plan, &options.run, sent).await?;
     }
     let names: Vec<&str> = contenders.iter().map(|contender| contender.name.as_str()).collect();
     let round = Round::pair(&names, &answers, options.token_tolerance)?;
@@ -324,7 +325,8 @@ struct Counted {
 
 impl Answers {
     async fn of<C: Connect>(
-        (first, contender): (&Contender<C>, &Contender<C>),
+        first: &Contender<C>,
+        contender: &Contender<C>,
         plan: &Plan,
         options: &RunOptions,
         sent: &mut Sent,

@@ -149,7 +149,7 @@ impl MachineFigures {
 
 impl Report {
     /// `plan` was made of `scenario`.
-    pub fn of(run: &Run, (scenario, plan): (&Scenario, &Plan), machine: MachineFigures, threads: usize) -> Self {
+    pub fn of(run: &Run, scenario: &Scenario, plan: &Plan, machine: MachineFigures, threads: usize) -> Self {
         let figures = RunFigures::of(run, plan);
         let generator = Overhead::of(run, &machine, threads);
         let mut warnings = warnings(&figures, &machine, &generator);
@@ -202,7 +202,7 @@ impl About {
 }
 
 /// Writes `<date>-<name>.md` and `.json` into `folder`; the path of the first.
-pub fn save(folder: &Path, about: &About, (text, json): (&str, &str)) -> std::io::Result<PathBuf> {
+pub fn save(folder: &Path, about: &About, text: &str, json: &str) -> std::io::Result<PathBuf> {
     std::fs::create_dir_all(folder)?;
     let moment: String = about.date.chars().filter(|character| *character != ':').collect();
     let name = Path::new(&about.scenario).file_stem().unwrap_or_default().to_string_lossy().into_owned();

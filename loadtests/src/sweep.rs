@@ -90,11 +90,11 @@ pub async fn sweep<C: Connect>(
             sweep.was_stopped = true;
             break;
         }
-        let report = Report::of(&done, (&scenario, &plan), machine, options.threads);
+        let report = Report::of(&done, &scenario, &plan, machine, options.threads);
         let figures = &report.figures.total;
         let saturated = unserved(figures).or_else(|| match levels {
             Levels::Rates(_) => backlog(&done, &plan, sweep.idle_latency_s().unwrap_or(latency_s(figures)), offered),
-            Levels::Concurrencies(_) => sweep.levels.last().and_then(|before| no_gain(before, (offered, figures))),
+            Levels::Concurrencies(_) => sweep.levels.last().and_then(|before| no_gain(before, offered, figures)),
         });
         let is_over = saturated.is_some() && options.until == Until::Saturation;
         sweep.levels.push(Level { offered, saturated, report });
@@ -176,7 +176,7 @@ fn backlog(done: &Run, plan: &Plan, idle_latency_s: f64, rate: f64) -> Option<St
 }
 
 /// Whether the further users only waited for each other.
-fn no_gain(before: &Level, (users, figures): (f64, &Figures)) -> Option<String> {
+fn no_gain(before: &Level, users: f64, figures: &Figures) -> Option<String> {
     let more = users / before.offered - 1.0;
     let gain = figures.output_tokens_per_s / before.output().max(f64::EPSILON) - 1.0;
     // Plus nothing, so that a little less is not told as -0.

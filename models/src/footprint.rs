@@ -43,14 +43,14 @@ pub fn footprint(
             let is = Checkpoint::open(files)?;
             let stored = is.used_tensors().filter_map(weights::matrix);
             let matrices = layout.bytes(options.dtype, stored, weights::matrices(&is.outline.spec));
-            generator(&is.outline, (is.stored_dtype(), matrices), (options, layout))
+            generator(&is.outline, is.stored_dtype(), matrices, options, layout)
         }
         CheckpointKind::Generator => {
             let config = ConfigFile::read(files)?;
             let (outline, stored) = (Outline::read(&config)?, config.stated_dtype()?);
             let matrices = || weights::matrices(&outline.spec);
             let matrices = layout.bytes(options.dtype, matrices().map(|shape| (stored, shape)), matrices());
-            generator(&outline, (stored, matrices), (options, layout))
+            generator(&outline, stored, matrices, options, layout)
         }
     }
 }
@@ -58,8 +58,10 @@ pub fn footprint(
 /// Given what most weights are stored in, and what all matrices take.
 fn generator(
     outline: &Outline,
-    (stored, matrix_bytes): (StoredDtype, u64),
-    (options, layout): (&LoadOptions, WeightLayout),
+    stored: StoredDtype,
+    matrix_bytes: u64,
+    options: &LoadOptions,
+    layout: WeightLayout,
 ) -> Result<Footprint, ModelError> {
     let max_position = outline.admitted_len(options.max_model_len)?;
     let spec = &outline.spec;
@@ -68,7 +70,7 @@ fn generator(
     let activations = Activations::of_layers(&spec.layers, spec.hidden_size, spec.vocab_size);
     Ok(Footprint {
         weight_bytes: matrix_bytes + weights::vector_bytes(spec),
-        activations: activations.rounded_to(layout.rounded_unit((held, kv.format), options.activation_dtype)),
+        activations: activations.rounded_to(layout.rounded_unit(held, kv.format, options.activation_dtype)),
         kv: Some(kv),
         max_position,
     })
@@ -82,7 +84,7 @@ fn encoder(is: &EncoderCheckpoint, options: &LoadOptions, layout: WeightLayout) 
     let matrices = layout.bytes(options.dtype, is.held_tensors().filter_map(weights::matrix), merged);
     let held = options.held_dtype(is.describe().model.stored_dtype, is.spec.hidden_size);
     // Encoders keep to f32 beside weights that are floats.
-    let rounded = layout.rounded_unit((held, KvFormat::F32), options.activation_dtype);
+    let rounded = layout.rounded_unit(held, KvFormat::F32, options.activation_dtype);
     Ok(Footprint {
         weight_bytes: matrices + vectors + weights::unstored_bytes(&is.spec),
         kv: None,

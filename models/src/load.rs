@@ -163,7 +163,7 @@ pub fn load_decoder(
     description.max_position = max_position;
     let compute = compute.for_kv_of(kv_cache_spec.format).with_activations_in(options.activation_dtype)?;
     let compute = &compute.for_model()?;
-    let mut loader = WeightLoader::new(files, index, (compute, options.dtype), progress)
+    let mut loader = WeightLoader::new(files, index, compute, options.dtype, progress)
         .with_optional_prefix(names.base_prefix, names.embedding);
     let held = options.held_dtype(description.stored_dtype, spec.hidden_size);
     let decoder = Decoder::load(&mut loader, names, &spec, kv_cache_spec)?.with_most_weights(held);

@@ -102,7 +102,7 @@ pub fn load_text_encoder(
     let mut description = checkpoint.describe();
     let EncoderCheckpoint { architecture, spec, heads, pipeline, index, .. } = checkpoint;
     let names = &architecture.names;
-    let mut loader = WeightLoader::new(files, index, (compute, options.dtype), progress)
+    let mut loader = WeightLoader::new(files, index, compute, options.dtype, progress)
         .with_optional_prefix(names.block.base_prefix, names.block.embedding);
     let model = TextEncoder::load(&mut loader, names, (&spec, heads, &pipeline), files)?;
     loader.finish(|tensor| architecture.is_expendable(tensor))?;

@@ -71,7 +71,7 @@ impl Manifest {
         known: &dyn KnownHashes,
         progress: &(dyn Fn(LoadProgress) -> ControlFlow<()> + Sync),
     ) -> Result<Self, ModelError> {
-        Ok(Self::of_unsorted(hashing::hash_all(files, part::parts(files)?, (known, progress))?))
+        Ok(Self::of_unsorted(hashing::hash_all(files, part::parts(files)?, known, progress)?))
     }
 
     /// The same without reading a file; `None` where a hash is not `known`. Errors for a checkpoint that is compiled in.

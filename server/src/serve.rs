@@ -44,6 +44,7 @@ mod listener;
 mod reload;
 mod signals;
 
+use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -55,9 +56,10 @@ use passerelle::api::{
     Tls,
 };
 use passerelle::batches::BatchStore;
-use passerelle::config::{self, Config, TlsFiles};
+use passerelle::config::{Config, TlsFiles};
 use passerelle::evaluation::PairStore;
 use passerelle::gateway::health::LOOK_EVERY;
+use passerelle::gateway::ledger::ModelFacts;
 use passerelle::gateway::quota::UnixSeconds;
 use passerelle::gateway::{Authenticator, Ledger, Replica, Router, Tariff};
 use passerelle::metrics;
@@ -143,7 +145,7 @@ pub(crate) fn run(config: &Config, workers: WorkerCommand, again: ReadAgain) -> 
     let hangups = runtime.block_on(async { signals::hangups() })?;
     let mut server = start(config, Door::AsConfigured, &runtime)?;
     let mut signals = runtime.block_on(async { Signals::new() })?;
-    if server.start_workers((config, workers), (&runtime, signals.next()))? == Partitions::WithoutWorkers {
+    if server.start_workers(config, workers, &runtime, signals.next())? == Partitions::WithoutWorkers {
         tracing::info!("ended before it was ready");
         return Ok(());
     }
@@ -174,7 +176,7 @@ fn async_threads(processors: usize) -> usize {
 /// Keys, models, engines, listener, in this order.
 pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Server> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let (authenticator, administration) = door::authenticator(config, door, (&clock, runtime))?;
+    let (authenticator, administration) = door::authenticator(config, door, &clock, runtime)?;
     let lock = match door {
         Door::AsConfigured => Some(LedgerLock::take(config)?),
         Door::Open => None,
@@ -195,10 +197,10 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let planned = upstreams.plan(settings)?;
     let replicas = replicas.into_iter().chain(placed.replicas()).chain(planned.replicas());
     let router = Router::new(replicas, Arc::clone(&clock), engines::random_seed()?);
-    let serving = Directions::of((config, administration.as_ref()), &here, remote)?.serve(router);
+    let serving = Directions::of(config, administration.as_ref(), &here, remote)?.serve(router);
     upstreams.adopt(planned);
     let (reloader, orders) = Reloader::new();
-    let (ledger, ledger_keeper) = open_ledger((&authenticator, lock), basis, config, (&served, partition))?;
+    let (ledger, ledger_keeper) = open_ledger(&authenticator, lock, basis, config, ledger::facts(&served, partition))?;
     let batches = (door == Door::AsConfigured).then(|| open_batches(config)).transpose()?;
     let (readiness, api_config) = (Readiness::default(), api_config(config, guard(&authenticator))?);
     let state = AppState::new(AppParts {
@@ -251,16 +253,15 @@ fn run_beside_requests(state: &AppState, config: &Config, runtime: &Runtime) {
 
 /// What is wrong whatever the models hold is said before they are loaded, which may take minutes.
 fn check_before_loading(config: &Config) -> Result<()> {
-    ledger::calendar(&config.ledger)?;
+    ledger::calendar(&config.ledger).map_err(|error| config.located(error))?;
+    devices::check_partitions(config)?;
     if config.server.models_dir.is_some() {
         // What its models are called is known once it was looked at.
         return Ok(());
     }
     let here: Vec<String> = config.models.iter().map(|model| model.name.clone()).collect();
     let served: Vec<&str> = here.iter().map(String::as_str).chain(elsewhere_only(config, &here)).collect();
-    config::check_targets(&config.aliases, &served)?;
-    config::check_candidates(&config.shadow.aliases, &here)?;
-    Ok(())
+    reload::check_names(config, &served, &here)
 }
 
 /// Whether a server's partitions have their workers.
@@ -290,24 +291,27 @@ struct StartedModels {
 fn started_models(config: &Config, clock: &Arc<dyn Clock>) -> Result<StartedModels> {
     metrics::set_clock_beside();
     let compute = devices::compute_of_gateway(config)?;
+    if compute.device().is_cpu() && config.models.iter().any(|model| model.partition.is_none()) {
+        memory::check_stated(config, memory::machine_memory())?;
+    }
     let config = &Config { engine: sized_for(&config.engine, &compute), ..config.clone() };
     let hashes = KeptHashes::open(&config.server.data_dir);
     let loaded = models::load_all(config, LoadContext { hub: &config.hub, compute: &compute, hashes: &hashes })?;
     let staying: Vec<String> = config.models.iter().map(|model| model.name.clone()).collect();
     let elsewhere = elsewhere_only(config, &staying);
     let names = staying.iter().map(String::as_str).chain(elsewhere.iter().copied());
-    let factory = EngineFactory::new((&config.engine, config.ledger.gpu_factor), compute, clock, names)?
+    let factory = EngineFactory::new(&config.engine, config.ledger.gpu_factor, compute, clock, names)?
         .remembering(KeptCosts::open(&config.server.data_dir));
     let Fleet { factory, running, comparisons, served, replicas, prices } = engines::start(loaded, factory)?;
-    let placed = Placed::read(config, (&factory, &hashes), replicas.len() as u32)?;
+    let placed = Placed::read(config, &factory, &hashes, replicas.len() as u32)?;
     let partition = factory.partition();
     let here = prices.into_iter().map(|(name, price)| (name, partition, price)).chain(placed.prices()).collect();
     let priced = tariff::Served { here, elsewhere: &elsewhere };
-    let published = (config.ledger.tariff.as_deref(), &ledger::calendar(&config.ledger)?);
-    let (tariff, pricing) = tariff::in_force(published, priced, UnixSeconds::of(clock.wall()))?;
+    let (written, calendar) = (config.ledger.tariff.as_deref(), ledger::calendar(&config.ledger)?);
+    let (tariff, pricing) = tariff::in_force(written, &calendar, priced, UnixSeconds::of(clock.wall()))?;
     let prices = StartPrices { published: pricing.published().cloned(), device: partition };
     let tariff = Arc::new(tariff);
-    let new_shelf = NewShelf::open(config, (factory.clone(), clock), (pricing, &tariff), &staying)?;
+    let new_shelf = NewShelf::open(config, factory.clone(), pricing, &tariff, &staying)?;
     Ok(StartedModels { running, comparisons, served, replicas, staying, tariff, prices, new_shelf, placed, factory })
 }
 
@@ -320,15 +324,17 @@ impl Server {
     /// Starts the worker of each partition, and serves its models once it has loaded them, unless it is interrupted.
     fn start_workers(
         &mut self,
-        (config, command): (&Config, WorkerCommand),
-        (runtime, interrupted): (&Runtime, impl Future<Output = ()>),
+        config: &Config,
+        command: WorkerCommand,
+        runtime: &Runtime,
+        interrupted: impl Future<Output = ()>,
     ) -> Result<Partitions> {
         let (placed, factory) = &self.placed;
         if placed.slots.is_empty() {
             return Ok(Partitions::WithWorkers);
         }
         let served = Arrivals { placed: Arc::clone(placed), state: self.state.clone(), factory: factory.clone() };
-        self.workers = workers::open((config, command), served, (runtime, interrupted))?;
+        self.workers = workers::open(config, command, served, runtime, interrupted)?;
         Ok(if self.workers.is_some() { Partitions::WithWorkers } else { Partitions::WithoutWorkers })
     }
 
@@ -358,7 +364,7 @@ impl Server {
         let (readiness, drain_timeout) = (&self.readiness, self.config.drain_timeout);
         let mut handles: Vec<_> = self.engines.iter().map(Running::handle).collect();
         let shelved = self.shelf.as_ref().map(ShelfKeeper::handles);
-        let comparisons = self.comparisons.handle();
+        let (comparisons, state) = (self.comparisons.handle(), self.state.clone());
         let end_workers = self.workers.as_ref().map(WorkersKeeper::shutdown);
         let start_no_more = self.workers.as_ref().map(WorkersKeeper::start_no_more);
         let shutdown = async {
@@ -368,7 +374,9 @@ impl Server {
             tracing::info!("admitting nothing more; what runs may finish");
             tokio::spawn(async move {
                 sleep(drain_timeout).await;
-                tracing::warn!("the drain timeout has passed: what still runs is ended");
+                if state.runs_requests() {
+                    tracing::warn!("the drain timeout has passed: what still runs is ended");
+                }
                 handles.extend(shelved.iter().flat_map(|shelved| shelved()));
                 handles.iter().for_each(RunningHandle::shutdown);
                 comparisons.shutdown();
@@ -384,14 +392,15 @@ impl Server {
 
 /// Written down for those who need a key; an open door's one account is nobody's.
 fn open_ledger(
-    (authenticator, lock): (&Authenticator, Option<LedgerLock>),
+    authenticator: &Authenticator,
+    lock: Option<LedgerLock>,
     basis: LedgerBasis,
     config: &Config,
-    facts: (&[ServedModel], &str),
+    models: BTreeMap<String, ModelFacts>,
 ) -> Result<(Ledger, Option<LedgerKeeper>)> {
     match (authenticator, lock) {
         (Authenticator::Keys(_), Some(lock)) => {
-            let (ledger, keeper) = lock.open(basis, &config.ledger, facts)?;
+            let (ledger, keeper) = lock.open(basis, &config.ledger, models)?;
             Ok((ledger, Some(keeper)))
         }
         (_, lock) => Ok((ledger::without_keeping(basis, &config.ledger)?, lock.map(LedgerLock::leave_shut))),

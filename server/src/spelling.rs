@@ -1,13 +1,31 @@
 //! What was probably meant by a name that nobody knows.
 
-/// The known name closest to `name`, if it is close enough to be a slip of the pen; else the only one that begins so.
+use std::collections::BTreeSet;
+
+/// The only known name of the same words, some left out or added; else the one closest to `name`, if it is close enough to
+/// be a slip of the pen; else the only one that begins so.
 pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     const LONGEST: usize = 40;
     if name.chars().count() > LONGEST {
         return None;
     }
     let known: Vec<&str> = known.collect();
-    slip_of(name, &known).or_else(|| abbreviated(name, &known))
+    of_the_same_words(name, &known).or_else(|| slip_of(name, &known)).or_else(|| abbreviated(name, &known))
+}
+
+/// `max_body` of `max_body_size`, `kv_cache_memory` of `kv_memory`. One word alone says too little.
+fn of_the_same_words<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    const FEWEST: usize = 2;
+    let written = words(name);
+    only(known.iter().copied().filter(|candidate| {
+        let known = words(candidate);
+        let is_part = known.is_subset(&written) || written.is_subset(&known);
+        is_part && known.len().min(written.len()) >= FEWEST
+    }))
+}
+
+fn words(name: &str) -> BTreeSet<&str> {
+    name.split('_').filter(|word| !word.is_empty()).collect()
 }
 
 fn slip_of<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
@@ -23,11 +41,11 @@ fn slip_of<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
 
 fn abbreviated<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     const SHORTEST: usize = 3;
-    let mut meant = known.iter().copied().filter(|candidate| candidate.starts_with(name));
-    match (meant.next(), meant.next()) {
-        (only, None) if name.len() >= SHORTEST => only,
-        _ => None,
-    }
+    only(known.iter().copied().filter(|candidate| candidate.starts_with(name))).filter(|_| name.len() >= SHORTEST)
+}
+
+fn only<'a>(mut meant: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    meant.next().filter(|_| meant.next().is_none())
 }
 
 /// Levenshtein distance, one row at a time.
@@ -57,6 +75,16 @@ mod tests {
         assert_eq!(nearest("drain_timout"), Some("drain_timeout"));
         assert_eq!(nearest("lost"), None);
         assert_eq!(nearest(&"listen".repeat(20)), None, "a long text costs nothing");
+    }
+
+    #[test]
+    fn a_name_with_a_word_too_many_or_too_few_is_recognised_where_it_is_one_names_alone() {
+        let known = ["kv_cache_memory", "kv_dtype", "max_file", "max_files", "max_queued_tokens", "max_batched_tokens"];
+        let nearest = |name: &str| nearest(name, known.into_iter());
+        assert_eq!(nearest("kv_memory"), Some("kv_cache_memory"));
+        assert_eq!(nearest("max_file_size"), Some("max_file"), "and not the one that is fewer letters away");
+        assert_eq!(nearest("max_size_of_files"), Some("max_files"), "in any order");
+        assert_eq!((nearest("max_tokens"), nearest("kv_size"), nearest("max")), (None, None, None));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Sizes and periods as people write them: `2GiB`, `512MB`, `30s`, `250ms`; and counts in 32 bits.
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -85,23 +84,23 @@ impl fmt::Display for ByteSize {
 
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Written { like: "a size in quotes, like \"512MiB\"", kind: PhantomData })
+        deserializer.deserialize_str(Written { like: "a size in quotes, like \"512MiB\"", read: str::parse::<Self> })
     }
 }
 
 impl<'de> Deserialize<'de> for Period {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Written { like: "a period in quotes, like \"30s\"", kind: PhantomData })
+        deserializer.deserialize_str(Written { like: "a period in quotes, like \"30s\"", read: str::parse::<Self> })
     }
 }
 
 /// A text that is read as what it says; `like` tells whoever wrote something else.
-struct Written<T> {
-    like: &'static str,
-    kind: PhantomData<T>,
+pub(crate) struct Written<T> {
+    pub(crate) like: &'static str,
+    pub(crate) read: fn(&str) -> Result<T, String>,
 }
 
-impl<T: FromStr<Err = String>> Visitor<'_> for Written<T> {
+impl<T> Visitor<'_> for Written<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -109,7 +108,7 @@ impl<T: FromStr<Err = String>> Visitor<'_> for Written<T> {
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
-        text.parse().map_err(E::custom)
+        (self.read)(text).map_err(E::custom)
     }
 }
 

@@ -36,7 +36,8 @@ impl Pair {
     /// `successors`: for each row, the token that follows in the text.
     pub(super) fn compare(
         &self,
-        (first, second): (&LogitRows, &LogitRows),
+        first: &LogitRows,
+        second: &LogitRows,
         successors: &[TokenId],
     ) -> Result<Vec<Option<ComparedPosition>>, RequestError> {
         let compare = |(row, &token): (usize, &TokenId)| {

@@ -87,7 +87,7 @@ impl CompareLoop {
             let (first, first_took) = run(&mut pair.first)?;
             let (second, second_took) = run(&mut pair.second)?;
             let successors = &tokens[chunk.start + 1..(chunk.end + 1).min(tokens.len())];
-            compared.extend(pair.compare((&first, &second), successors)?);
+            compared.extend(pair.compare(&first, &second, successors)?);
             pace.note(chunk.len(), first_took.max(second_took));
             start = chunk.end;
         }

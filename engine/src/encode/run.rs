@@ -76,7 +76,7 @@ impl EncodeLoop {
         self.note_end(failures, batch.len());
         drop(turn);
         let tokens = batch.iter().map(|text| text.request.tokens.len()).sum();
-        self.publish(&report(duration, (batch.len(), tokens), failures));
+        self.publish(&report(duration, batch.len(), tokens, failures));
         batch.into_iter().zip(answers).for_each(|(text, answer)| text.end(answer));
     }
 
@@ -123,7 +123,7 @@ impl EncodeLoop {
         self.stats.running = 0;
         self.stats.failures_total += failures.total();
         self.stats.distrusted_until = self.trust.note_failures(self.parts.clock.now(), failures.total());
-        match self.trust.note_step((num_texts, failures.total() as usize), &failures) {
+        match self.trust.note_step(num_texts, failures.total() as usize, &failures) {
             Outcome::Fruitful => self.stats.steps_total += 1,
             Outcome::Doubtful if !self.model_still_runs() => {
                 tracing::error!("every text failed, and so does one of the encoder's own; the encoder gives up");
@@ -151,6 +151,6 @@ fn only(mut answers: Vec<Answer>) -> Answer {
     answers.pop().unwrap_or_else(|| Err(RequestError::Step("no vector for a text".into())))
 }
 
-fn report(duration: Duration, (num_sequences, prompt_tokens): (usize, usize), failures: FaultCounts) -> StepReport {
+fn report(duration: Duration, num_sequences: usize, prompt_tokens: usize, failures: FaultCounts) -> StepReport {
     StepReport { duration, num_sequences, prompt_tokens, failures, ..StepReport::default() }
 }

@@ -20,7 +20,7 @@ pub(crate) fn weight(below_max: f32, inverse_temperature: f64) -> f64 {
 }
 
 /// The weights of a whole row, in place of what `weights` held. Those below `floor` count as nothing.
-pub(crate) fn weigh(row: &[f32], max: f32, (inverse_temperature, floor): (f64, f64), weights: &mut Vec<f64>) {
+pub(crate) fn weigh(row: &[f32], max: f32, inverse_temperature: f64, floor: f64, weights: &mut Vec<f64>) {
     weights.clear();
     weights.extend(row.iter().map(|&logit| {
         let weight = weight(logit - max, inverse_temperature);

@@ -26,6 +26,7 @@ impl Scheduler {
     /// Whoever was granted more waits again, before the younger requests of its share.
     pub(super) fn unpark(&mut self) {
         for sequence in take_out(&mut self.parked, |sequence| !sequence.is_parked()) {
+            self.num_resuming += 1;
             self.waiting.push(sequence.share, sequence.id, sequence);
         }
     }
@@ -73,6 +74,7 @@ impl Scheduler {
             }
             let Some(Taken { item: mut sequence, class }) = self.waiting.pop(self.now) else { break };
             sequence.id.class = class;
+            self.num_resuming -= usize::from(sequence.is_resuming());
             let others_follow = self.may_admit() && self.rivals_wait(class);
             sequence.num_scheduled = budget.take_first(&sequence, Demand::of(usize::from(others_follow)));
             if sequence.start() {

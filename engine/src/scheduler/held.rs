@@ -12,7 +12,7 @@ impl Scheduler {
     /// Whoever has nothing to wait for any more queues again, before the younger requests of its share.
     pub(super) fn return_held(&mut self) {
         let Self { held, running, cache, .. } = self;
-        let free = held.extract_if(.., |aside| !is_being_computed(&mut aside.item, (running, cache)));
+        let free = held.extract_if(.., |aside| !is_being_computed(&mut aside.item, running, cache));
         free.for_each(|aside| self.waiting.put_back(aside.item.share, aside));
     }
 
@@ -22,7 +22,7 @@ impl Scheduler {
         let Self { running, cache, waiting, now, .. } = self;
         let may_wait = |head: &mut Sequence| !head.has_started() && head.share.class == class;
         let head = waiting.peek(*now, |sequence| cache.cached_tokens(sequence));
-        if !head.is_some_and(|head| may_wait(head) && is_being_computed(head, (running, cache))) {
+        if !head.is_some_and(|head| may_wait(head) && is_being_computed(head, running, cache)) {
             return false;
         }
         self.set_head_aside()
@@ -39,7 +39,7 @@ impl Scheduler {
 
 /// Whether the first block that `sequence` would compute is one that somebody who runs, and is of no worse class, has yet to
 /// compute. Who runs gets on, so nobody waits for ever; but who must compute anew what is cached may be far behind.
-fn is_being_computed(sequence: &mut Sequence, (running, cache): (&mut Running, &KvCacheManager)) -> bool {
+fn is_being_computed(sequence: &mut Sequence, running: &mut Running, cache: &KvCacheManager) -> bool {
     if !sequence.may_reuse_prefix() {
         return false;
     }

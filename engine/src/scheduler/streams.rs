@@ -62,7 +62,7 @@ impl Scheduler {
             self.beside_streams(better, &mut turns)
         } else {
             let most = if better_catch_up { 0 } else { UNBOUNDED };
-            self.give_turns((better, most), &mut turns)
+            self.give_turns(better, most, &mut turns)
         };
         self.turns = turns;
         let num_protected = if better_catch_up { better.count } else { moving.count };
@@ -77,14 +77,14 @@ impl Scheduler {
             return (better, None);
         }
         let took = self.overrun.of_streams(better);
-        let (moving, batch_time) = self.give_turns((better, 2 * took), turns);
+        let (moving, batch_time) = self.give_turns(better, 2 * took, turns);
         // Whoever catches up reckons in prices.
         let in_prices = |time| self.overrun.budget(Duration::from_nanos(time));
         (moving, batch_time.map(|time| time.min(in_prices(time))))
     }
 
     /// As [`Self::beside_streams`].
-    fn give_turns(&mut self, (mut moving, most): (Streams, CostNs), turns: &mut [Turn]) -> (Streams, Option<CostNs>) {
+    fn give_turns(&mut self, mut moving: Streams, most: CostNs, turns: &mut [Turn]) -> (Streams, Option<CostNs>) {
         if most < UNBOUNDED {
             turns.sort_unstable();
         }

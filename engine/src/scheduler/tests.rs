@@ -141,7 +141,7 @@ fn blocks_that_running_sequences_need_next_are_not_given_away() {
     bench.step();
     bench.add(2, 9);
     assert_eq!(bench.step(), [(0, 1), (1, 1)]);
-    assert_eq!(bench.scheduler.num_preempted(), 0);
+    assert_eq!(bench.scheduler.num_resuming(), 0);
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn the_youngest_gives_its_blocks_to_the_oldest_and_resumes_from_its_cached_prefi
     // Sequence 0 needs a sixth block: the one that 1 had only begun goes first.
     assert_eq!(bench.step(), [(0, 1)]);
     assert_eq!(bench.table(0), [0, 1, 2, 3, 4, 9]);
-    assert_eq!((bench.scheduler.num_preempted(), bench.scheduler.num_running()), (1, 1));
+    assert_eq!((bench.scheduler.num_resuming(), bench.scheduler.num_running()), (1, 1));
     assert_eq!(bench.step(), [(0, 1)]);
     bench.remove(0);
     // Sixteen of its eighteen tokens stand in the cache; its generated token is not lost.
@@ -299,7 +299,7 @@ fn batch_gives_its_places_and_blocks_to_a_better_class_and_takes_what_is_left() 
     bench.add_of_class(Class::Interactive, 2, 3);
     // The younger one goes; the interactive one runs first from now on.
     assert_eq!(bench.step(), [(2, 3), (0, 1)]);
-    assert_eq!((bench.scheduler.num_preempted(), bench.scheduler.num_running()), (1, 2));
+    assert_eq!((bench.scheduler.num_resuming(), bench.scheduler.num_running()), (1, 2));
     bench.scheduler.remove(of_class(Class::Interactive, 2), Prefixes::Keep).unwrap();
     assert_eq!(bench.step(), [(0, 1), (1, 1)]);
 }
@@ -314,7 +314,7 @@ fn batch_gives_nothing_to_a_better_class_that_would_not_fit_without_it_either() 
     // Of ten blocks the first holds four and will soon want one more; with those of batch there are five for these seven.
     bench.add_of_class(Class::Standard, 2, 28);
     assert_eq!(bench.step(), [(0, 1), (1, 1)]);
-    assert_eq!((bench.scheduler.num_preempted(), bench.scheduler.num_running()), (0, 2));
+    assert_eq!((bench.scheduler.num_resuming(), bench.scheduler.num_running()), (0, 2));
 }
 
 #[test]

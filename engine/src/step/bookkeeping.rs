@@ -48,7 +48,7 @@ impl StepLoop {
         if num_sequences == 0 {
             return;
         }
-        match self.trust.note_step((num_sequences, faulted_sequences), &self.failures) {
+        match self.trust.note_step(num_sequences, faulted_sequences, &self.failures) {
             Outcome::Fruitful => self.stats.steps_total += 1,
             Outcome::Doubtful if !self.model_still_runs() => {
                 tracing::error!("every sequence failed, and so does a token of the engine's own; the engine gives up");
@@ -75,7 +75,6 @@ impl StepLoop {
         let (cache, occupancy) = (self.scheduler.cache(), self.shared.admission.occupancy());
         let prefix = cache.prefix_totals();
         self.stats.running = self.scheduler.num_running();
-        self.stats.preempted = self.scheduler.num_preempted();
         self.stats.resuming = self.scheduler.num_resuming();
         self.stats.parked = self.scheduler.num_parked();
         self.stats.waiting = occupancy.waiting_requests;
@@ -101,7 +100,7 @@ impl StepLoop {
             preemptions: batch.preemptions,
             failures,
             running: after.running,
-            waiting: after.waiting + after.preempted + after.resuming,
+            waiting: after.waiting + after.resuming,
             fair_share_gap: after.fair_share_gap,
             fair_share_bound: after.fair_share_bound,
             free_blocks: after.free_blocks,

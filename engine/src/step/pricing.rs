@@ -140,18 +140,23 @@ mod tests {
     }
 
     fn measured_on(clock: &Arc<BusyClock>) -> (StepLoop, EngineHandle) {
-        started_with(clock, (None, Arc::default()))
+        started_with(clock, None, Arc::default())
     }
 
-    fn started_with(clock: &Arc<BusyClock>, former: (Option<CostModel>, Arc<Kept>)) -> (StepLoop, EngineHandle) {
-        started_at(STEP, clock, former)
+    fn started_with(
+        clock: &Arc<BusyClock>,
+        former_costs: Option<CostModel>,
+        kept: Arc<Kept>,
+    ) -> (StepLoop, EngineHandle) {
+        started_at(STEP, clock, former_costs, kept)
     }
 
     /// Of a model whose steps take `step`.
     fn started_at(
         step: Duration,
         clock: &Arc<BusyClock>,
-        (former_costs, kept): (Option<CostModel>, Arc<Kept>),
+        former_costs: Option<CostModel>,
+        kept: Arc<Kept>,
     ) -> (StepLoop, EngineHandle) {
         let pace = Pace { clock: clock.clock.clone(), step, further_token: FURTHER_TOKEN };
         let config = EngineConfig {
@@ -193,7 +198,7 @@ mod tests {
     fn a_start_of_a_slow_model_still_runs_enough_tokens_to_tell_their_price() {
         let clock = Arc::new(BusyClock::default());
         let step = 8 * STEP;
-        let (_step_loop, _handle) = started_at(step, &clock, (None, Arc::default()));
+        let (_step_loop, _handle) = started_at(step, &clock, None, Arc::default());
         // Five of them would be surely done in 250 ms at the pace of a batch of eight, and six in 300 ms.
         assert_eq!(clock.now(), 6 * step + 5 * FURTHER_TOKEN);
     }
@@ -201,11 +206,11 @@ mod tests {
     #[test]
     fn a_start_that_knows_former_prices_runs_a_single_step_and_finds_the_same_in_idle_moments() {
         let kept = Arc::<Kept>::default();
-        let (mut first, first_handle) = started_with(&Arc::default(), (None, Arc::clone(&kept)));
+        let (mut first, first_handle) = started_with(&Arc::default(), None, Arc::clone(&kept));
         rest(&mut first);
         let costs = kept.0.lock().unwrap().pop().expect("they are worth keeping");
         let clock = Arc::new(BusyClock::default());
-        let (mut second, second_handle) = started_with(&clock, (Some(costs), Arc::clone(&kept)));
+        let (mut second, second_handle) = started_with(&clock, Some(costs), Arc::clone(&kept));
         assert_eq!(clock.now(), STEP, "the model runs");
         let bounds = |second: &mut StepLoop| {
             second.step();
@@ -229,7 +234,7 @@ mod tests {
             lone_token_ns: 7e7,
         };
         let clock = Arc::new(BusyClock::default());
-        let (mut step_loop, handle) = started_with(&clock, (Some(former), Arc::default()));
+        let (mut step_loop, handle) = started_with(&clock, Some(former), Arc::default());
         let bound = |step_loop: &mut StepLoop| {
             step_loop.step();
             handle.stats().fair_share_bound

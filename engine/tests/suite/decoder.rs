@@ -62,7 +62,7 @@ fn compare(fixture: &str, kv_dtype: KvDtype, requests: u64) {
     for first in (0..requests).step_by(REQUESTS_AT_ONCE as usize) {
         let ids = first..(first + REQUESTS_AT_ONCE).min(requests);
         let mut crowd = Crowd::new(ids.map(|id| chance.request(&kinds, id)).collect());
-        run(&mut crowd, &mut chance, (&mut crowded, &handle));
+        run(&mut crowd, &mut chance, &mut crowded, &handle);
         for ended in &crowd.ended {
             let mut salt = [0; 32];
             salt[..8].copy_from_slice(&(LONELY_SALTS + ended.request.id.0).to_le_bytes());
@@ -110,7 +110,7 @@ fn what_work_costs_is_measured_with_the_real_model_before_the_first_request() {
     assert_ne!(bound, simulated.stats().fair_share_bound);
 }
 
-fn run(crowd: &mut Crowd, chance: &mut Chance, (step_loop, handle): (&mut StepLoop, &EngineHandle)) {
+fn run(crowd: &mut Crowd, chance: &mut Chance, step_loop: &mut StepLoop, handle: &EngineHandle) {
     for _ in 0..FAR_TOO_MANY_STEPS {
         crowd.arrive(chance, handle);
         step_loop.step();

@@ -42,7 +42,7 @@ fn measure(load: Load) {
     for (mishap, poison) in [("an error", BRING_AN_ERROR.start), ("a panic", BRING_A_PANIC.start)] {
         let round = |_| {
             let mut taken: Vec<_> =
-                (0..TRIES).map(|_| time_to_resume(&engine.handle(), &clock, (load, poison))).collect();
+                (0..TRIES).map(|_| time_to_resume(&engine.handle(), &clock, load, poison)).collect();
             taken.sort_unstable();
             let (fastest, median) = (taken[0], taken[TRIES / 2]);
             println!("{mishap} beside {} streams: {median:?} (median of {TRIES}), {fastest:?} (fastest)", load.streams);
@@ -54,7 +54,7 @@ fn measure(load: Load) {
 
 /// From the moment that the request comes which fails the step, until it has heard so, every stream that ran beside it has
 /// a further token, and a new request its first.
-fn time_to_resume(engine: &EngineHandle, clock: &SystemClock, (load, poison): (Load, u32)) -> Duration {
+fn time_to_resume(engine: &EngineHandle, clock: &SystemClock, load: Load, poison: u32) -> Duration {
     let Load { streams, prompt_tokens } = load;
     let prompt = |number| prompt(number, prompt_tokens);
     let mut running: Vec<EventStream> = (0..streams).map(|first| submit(engine, prompt(first))).collect();

@@ -121,7 +121,7 @@ impl World {
     fn check_step(&mut self, report: &StepReport) {
         self.step_loop.check_integrity();
         let stats = self.handle.stats();
-        let could_run = stats.running + stats.waiting + stats.preempted + stats.resuming;
+        let could_run = stats.running + stats.waiting + stats.resuming;
         assert!(report.num_sequences > 0 || could_run == 0, "nothing runs: {stats:?}");
         assert!(stats.waiting <= self.config.max_waiting_requests);
         assert!(stats.waiting_tokens <= self.config.max_waiting_tokens);

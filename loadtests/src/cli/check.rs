@@ -148,7 +148,7 @@ impl CheckArgs {
             verdict.warn(why);
         }
         let about = About::now(&format!("check-{}", verdict.check), measured(&session, &self.server.url).await);
-        self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
+        self.output.deliver(about, &verdict.render(), "verdict", verdict.json())?;
         Ok(asked.map_or_else(|| super::exit_code(&verdict), |asked| ExitCode::from(asked.exit_code())))
     }
 

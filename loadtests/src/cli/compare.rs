@@ -74,7 +74,7 @@ impl CompareArgs {
             (compared, _) => compared?,
         };
         let about = About::now(&format!("compare-{}", self.scenario.name()), self.measured(&contenders).await);
-        self.output.deliver(about, (&comparison.table(), "comparison", serde_json::json!(&comparison)))?;
+        self.output.deliver(about, &comparison.table(), "comparison", serde_json::json!(&comparison))?;
         Ok(match (&comparison.stopped, asked) {
             (None, _) => ExitCode::SUCCESS,
             (Some(_), Some(code)) => code,

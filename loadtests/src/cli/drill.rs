@@ -95,7 +95,7 @@ impl DrillArgs {
         let unknown = "unknown".to_owned();
         let measured = Measured { url: "servers of its own".to_owned(), model: unknown.clone(), server: unknown };
         let about = About::now(&format!("drill-{}", verdict.check), measured);
-        self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
+        self.output.deliver(about, &verdict.render(), "verdict", verdict.json())?;
         Ok(ExitCode::from(asked.exit_code()))
     }
 
@@ -119,7 +119,7 @@ impl DrillArgs {
             verdict.warn(why);
         }
         let about = About::now(&format!("drill-{}", verdict.check), measured(&session, &url).await);
-        self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
+        self.output.deliver(about, &verdict.render(), "verdict", verdict.json())?;
         Ok(super::exit_code(&verdict))
     }
 

@@ -54,12 +54,12 @@ impl RunArgs {
         let done = run(&session.client, &plan, &options).await;
         let (machine, _) = watch.finish();
         drop(line);
-        let report = Report::of(&done, (&scenario, &plan), machine, usize::from(self.server.common.threads));
+        let report = Report::of(&done, &scenario, &plan, machine, usize::from(self.server.common.threads));
         let about = About::now(&name, measured(&session, &self.server.url).await);
         if let Some(file) = per_request {
             write_rows(file, &done, &plan).context("--per-request")?;
         }
-        self.output.deliver(about, (&report.table(), "report", report.json()))?;
+        self.output.deliver(about, &report.table(), "report", report.json())?;
         Ok(match stopper.asked().filter(|_| done.was_stopped) {
             Some(asked) => ExitCode::from(asked.exit_code()),
             None if report.figures.total.was_served() => ExitCode::SUCCESS,

@@ -108,7 +108,9 @@ impl OutputArgs {
     pub(super) fn deliver(
         &self,
         about: About,
-        (text, name, result): (&str, &str, serde_json::Value),
+        text: &str,
+        name: &str,
+        result: serde_json::Value,
     ) -> anyhow::Result<()> {
         let about = About { note: self.note.clone(), ..about };
         let mut json = serde_json::json!({ "about": &about });
@@ -116,7 +118,7 @@ impl OutputArgs {
         let json = format!("{json:#}");
         say(if self.json { &json } else { text.trim_end() });
         if let Some(folder) = &self.save {
-            let path = report::save(folder, &about, (text, &json)).with_context(|| format!("{}", folder.display()))?;
+            let path = report::save(folder, &about, text, &json).with_context(|| format!("{}", folder.display()))?;
             eprintln!("kept in {}", path.display());
         }
         Ok(())

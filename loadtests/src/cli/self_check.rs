@@ -48,7 +48,7 @@ impl SelfCheckArgs {
         warnings.into_iter().chain(machine.warning()).for_each(|why| verdict.warn(why));
         let server = "of this program, with delays that are known".to_owned();
         let about = About::now("self-check", Measured { url, model: MODEL.to_owned(), server });
-        self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
+        self.output.deliver(about, &verdict.render(), "verdict", verdict.json())?;
         Ok(super::exit_code(&verdict))
     }
 }

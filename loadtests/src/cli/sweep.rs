@@ -80,7 +80,7 @@ impl SweepArgs {
         let swept = sweep(&session, &load, &levels, &options).await?;
         drop(line);
         let about = About::now("sweep", measured(&session, &self.server.url).await);
-        self.output.deliver(about, (&swept.table(), "sweep", serde_json::json!(&swept)))?;
+        self.output.deliver(about, &swept.table(), "sweep", serde_json::json!(&swept))?;
         Ok(match stopper.asked().filter(|_| swept.was_stopped) {
             Some(asked) => ExitCode::from(asked.exit_code()),
             None if swept.levels.iter().any(|level| level.report.figures.total.was_served()) => ExitCode::SUCCESS,

@@ -14,10 +14,11 @@ pub struct Ratio {
     pub high: f64,
 }
 
-/// Of `statistic` at the second of `pair` to the first; `None` of fewer than two rounds, which tell nothing of how sure it is.
+/// Of `statistic` at the `second` to the `first`; `None` of fewer than two rounds, which tell nothing of how sure it is.
 pub(super) fn ratio(
     rounds: &[Round],
-    (first, second): (usize, usize),
+    first: usize,
+    second: usize,
     statistic: impl Fn(&[&Observed], &[Rates]) -> f64,
 ) -> Option<Ratio> {
     if rounds.len() < 2 {
@@ -88,7 +89,7 @@ mod tests {
 
     /// `count` rounds of 60 requests to two servers, of which the second takes `factor` as long; `noise` is of each request and
     /// `shared` of all requests of one server in one round.
-    fn rounds(count: usize, factor: f64, (noise, shared): (f64, f64), rng: &mut Rng) -> Vec<Round> {
+    fn rounds(count: usize, factor: f64, noise: f64, shared: f64, rng: &mut Rng) -> Vec<Round> {
         let mut turn = |scale: f64| -> Vec<Observed> {
             let scale = scale * (1.0 + shared * rng.normal());
             let mut one = || {
@@ -110,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_real_difference_is_clear_and_its_interval_holds_it() {
-        let found = ratio(&rounds(4, 1.5, (0.2, 0.0), &mut Rng::new(11)), (0, 1), mean_ttft).unwrap();
+        let found = ratio(&rounds(4, 1.5, 0.2, 0.0, &mut Rng::new(11)), 0, 1, mean_ttft).unwrap();
         assert!(found.is_clear() && found.low < 1.5 && 1.5 < found.high, "{found}");
         assert!(found.high - found.low < 0.2, "{found}");
     }
@@ -119,30 +120,30 @@ mod tests {
     fn of_a_hundred_intervals_about_95_hold_the_truth_however_few_the_rounds_and_whatever_they_share() {
         const COMPARISONS: usize = 400;
         let mut rng = Rng::new(11);
-        for noises in [(0.3, 0.0), (0.1, 0.1), (0.02, 0.1)] {
+        for (noise, shared) in [(0.3, 0.0), (0.1, 0.1), (0.02, 0.1)] {
             for count in [2, 3, 5, 8] {
                 let holds = |_: &usize| {
-                    let found = ratio(&rounds(count, 1.0, noises, &mut rng), (0, 1), mean_ttft);
+                    let found = ratio(&rounds(count, 1.0, noise, shared, &mut rng), 0, 1, mean_ttft);
                     !found.expect("there are two rounds or more").is_clear()
                 };
                 let held = (0..COMPARISONS).filter(holds).count() as f64 / COMPARISONS as f64;
-                assert!((0.91..=0.98).contains(&held), "{held} of {count} rounds with {noises:?}");
+                assert!((0.91..=0.98).contains(&held), "{held} of {count} rounds with {noise} and {shared}");
             }
         }
     }
 
     #[test]
     fn one_round_has_no_interval_and_a_server_of_which_nothing_was_good_is_clearly_worse() {
-        let mut rounds = rounds(3, 1.0, (0.1, 0.0), &mut Rng::new(11));
+        let mut rounds = rounds(3, 1.0, 0.1, 0.0, &mut Rng::new(11));
         let good = |_: &[&Observed], rates: &[Rates]| rates.iter().map(|rates| rates.good_per_s).sum::<f64>();
         for (round, good_per_s) in rounds.iter_mut().zip([2.0, 3.0, 4.0]) {
             round.rates[0].good_per_s = good_per_s;
         }
-        assert_eq!(ratio(&rounds[..1], (0, 1), good), None);
-        let found = ratio(&rounds, (0, 1), good).unwrap();
+        assert_eq!(ratio(&rounds[..1], 0, 1, good), None);
+        let found = ratio(&rounds, 0, 1, good).unwrap();
         assert_eq!((found.estimate, found.low, found.high, found.is_clear()), (0.0, 0.0, 0.0, true));
         rounds[0].rates[1].good_per_s = 1.0;
-        let found = ratio(&rounds, (0, 1), good).unwrap();
+        let found = ratio(&rounds, 0, 1, good).unwrap();
         assert!(found.estimate > 0.0 && !found.is_clear() && found.high.is_infinite(), "{found}");
     }
 

@@ -68,7 +68,7 @@ impl Measure {
             Reach::Tail => requests >= MIN_REQUESTS_OF_TAIL,
             Reach::Worst => false,
         };
-        let ratio = |which| if is_sure { interval::ratio(rounds, (0, which), self.of) } else { None };
+        let ratio = |which| if is_sure { interval::ratio(rounds, 0, which, self.of) } else { None };
         Row {
             figure: self.name,
             better: self.better,

@@ -59,14 +59,14 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
             format!("{name}: {:.1} times", after / before)
         });
     }
-    show_ideals(&mut verdict, (light_alone, &crowd.total), options.lengths.output_tokens);
+    show_ideals(&mut verdict, light_alone, &crowd.total, options.lengths.output_tokens);
     verdict.figure("greedy tenant", format!("{:.1} tokens/s out", beside.tenants[GREEDY].output_tokens_per_s));
     let unserved = light_beside.requests - light_beside.finished;
     verdict.require(unserved == 0, || format!("{unserved} of the light tenant's requests were not served"));
     Ok(verdict)
 }
 
-fn show_ideals(verdict: &mut Verdict, (light, crowd): (&Figures, &Figures), output_tokens: u32) {
+fn show_ideals(verdict: &mut Verdict, light: &Figures, crowd: &Figures, output_tokens: u32) {
     let ideals =
         [("in an ideal batch", in_one_batch(light, crowd, output_tokens)), ("of half a server", of_half(light))];
     for (name, ideal) in ideals {

@@ -49,7 +49,7 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
         let crowd = context.chats("crowd", Arrivals::Poisson { rate }, options.lengths);
         let (_, run, figures) = context.run(vec![crowd]).await?;
         sent += figures.total.requests;
-        judge(&mut verdict, *factor, (&capacity, &figures.total), &run.records);
+        judge(&mut verdict, *factor, &capacity, &figures.total, &run.records);
     }
     let seconds = options.duration.as_secs_f64();
     verdict.tried(format!("{sent} requests, {factors} times the capacity for {seconds:.0} s each"));
@@ -91,7 +91,7 @@ pub(super) fn require_honest_refusals(verdict: &mut Verdict, crowd: &Figures) {
     verdict.require(dishonest.is_none(), || format!("refused with {}", dishonest.map_or("", String::as_str)));
 }
 
-fn judge(verdict: &mut Verdict, factor: f64, (capacity, crowd): (&Figures, &Figures), records: &[Record]) {
+fn judge(verdict: &mut Verdict, factor: f64, capacity: &Figures, crowd: &Figures, records: &[Record]) {
     let failed = failures(verdict, crowd);
     let admitted = crowd.requests - crowd.refused_count() - crowd.own_errors;
     let good_share = crowd.good as f64 / admitted.max(1) as f64;

@@ -115,7 +115,7 @@ async fn prompts_that_nobody_counted_are_unknown_and_not_none() {
     let server = Scripted::new(steady(20 * MS, 10 * MS)).with(Fault::Silent);
     let scenario = scenario(CHAT, "");
     let (plan, run, _) = server.session().await.run(&scenario, &virtual_time()).await.expect("prompts can be made");
-    let table = Report::of(&run, (&scenario, &plan), MachineFigures::default(), 1).table();
+    let table = Report::of(&run, &scenario, &plan, MachineFigures::default(), 1).table();
     assert!(table.contains(" tokens/s out, tokens/s in unknown (the server told no usage)\n"), "{table}");
 }
 
@@ -127,7 +127,7 @@ async fn a_generator_that_may_open_no_more_connections_blames_itself() {
     let (plan, run, figures) = session.run(&scenario, &virtual_time()).await.expect("prompts can be made");
     let lost = figures.total.errors["the generator may open no more connections"];
     assert!(lost > 0 && figures.total.finished > 0, "{:?}", figures.total.errors);
-    let report = Report::of(&run, (&scenario, &plan), MachineFigures::default(), 1);
+    let report = Report::of(&run, &scenario, &plan, MachineFigures::default(), 1);
     let told = format!("no connection for {lost} requests; raise `ulimit -Hn`");
     assert!(report.warnings.iter().any(|warning| warning.contains(&told)), "{:?}", report.warnings);
     assert!(report.table().contains("generator: ? cores"), "{}", report.table());
@@ -141,7 +141,7 @@ async fn a_generator_with_too_much_in_flight_blames_itself() {
     let (plan, run, figures) = session.run(&scenario, &options).await.expect("prompts can be made");
     let unsent = figures.total.errors["not sent: too much in flight"];
     assert!(figures.total.finished > 0 && figures.total.own_errors == unsent, "{:?}", figures.total.errors);
-    let report = Report::of(&run, (&scenario, &plan), MachineFigures::default(), 1);
+    let report = Report::of(&run, &scenario, &plan, MachineFigures::default(), 1);
     let told = format!("too much in flight to send {unsent} requests");
     assert!(report.warnings.iter().any(|warning| warning.contains(&told)), "{:?}", report.warnings);
 }

@@ -187,7 +187,7 @@ async fn each_request_has_a_row_and_the_report_says_what_was_asked() {
     assert_eq!((rows[3]["intended_s"].as_f64(), rows[3]["output_tokens"].as_u64()), (Some(0.3), Some(21)));
     assert_eq!(rows[3]["itl_ms"].as_array().map(Vec::len), Some(20));
     assert_within(rows[3]["ttft_ms"].as_f64().unwrap(), 30.0, 0.04, "first token");
-    let report = Report::of(&done, (&scenario, &plan), MachineFigures::default(), 1).json();
+    let report = Report::of(&done, &scenario, &plan, MachineFigures::default(), 1).json();
     assert_eq!((&report["load"]["seed"], &report["load"]["objectives"]["ttft_ms"]), (&7.into(), &50.0.into()));
     assert_eq!(report["figures"]["peak_in_flight"], 2);
 }

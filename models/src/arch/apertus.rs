@@ -36,7 +36,7 @@ pub(super) fn read(fields: &mut Fields<'_>) -> Result<DecoderSpec, ModelError> {
         ..Dialect::LLAMA
     };
     let mut spec = common::read(fields, &dialect, biases)?;
-    common::read_windows(fields, &mut spec, (None, |_| false))?;
+    common::read_windows(fields, &mut spec, None, |_| false)?;
     read_output_vocabulary(fields, &mut spec)?;
     Ok(spec)
 }

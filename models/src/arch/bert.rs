@@ -105,7 +105,7 @@ fn read_with(fields: &mut Fields<'_>, first: FirstPosition) -> Result<EncoderSpe
 
 fn read_attention(fields: &mut Fields<'_>, hidden_size: usize) -> Result<AttentionSpec, ModelError> {
     let num_heads = fields.count("num_attention_heads", limits::NUM_HEADS)?;
-    let head_dim = common::split_into_heads(fields, "num_attention_heads", (hidden_size, num_heads))?;
+    let head_dim = common::split_into_heads(fields, "num_attention_heads", hidden_size, num_heads)?;
     Ok(AttentionSpec {
         num_heads,
         num_kv_heads: num_heads,

@@ -60,7 +60,7 @@ pub(super) fn read(fields: &mut Fields<'_>) -> Result<DecoderSpec, ModelError> {
 fn read_attention(fields: &mut Fields<'_>, hidden_size: usize) -> Result<AttentionSpec, ModelError> {
     let key = fields.spelling("n_head", "num_attention_heads")?;
     let num_heads = fields.count(key, limits::NUM_HEADS)?;
-    let head_dim = common::split_into_heads(fields, key, (hidden_size, num_heads))?;
+    let head_dim = common::split_into_heads(fields, key, hidden_size, num_heads)?;
     Ok(AttentionSpec {
         num_heads,
         num_kv_heads: num_heads,

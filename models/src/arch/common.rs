@@ -100,7 +100,7 @@ pub(super) fn read(fields: &mut Fields<'_>, dialect: &Dialect, biases: Biases) -
     let hidden_size = fields.count("hidden_size", limits::HIDDEN_SIZE)?;
     let num_layers = fields.count("num_hidden_layers", limits::NUM_LAYERS)?;
     let written_max_position = fields.count("max_position_embeddings", limits::MAX_POSITION)?;
-    let attention = read_attention(fields, hidden_size, (dialect, biases))?;
+    let attention = read_attention(fields, hidden_size, dialect, biases)?;
     fields.neutral("max_sequence_length", &[written_max_position.into()], "it contradicts max_position_embeddings")?;
     fields.neutral("rope_interleaved", &[false.into()], "only the half-split rotary form is served")?;
     fields.neutral("use_mrope", &[false.into()], "only one-dimensional positions are served")?;
@@ -140,7 +140,8 @@ fn read_norm(fields: &mut Fields<'_>, dialect: &Dialect) -> Result<NormSpec, Mod
 fn read_attention(
     fields: &mut Fields<'_>,
     hidden_size: usize,
-    (dialect, biases): (&Dialect, Biases),
+    dialect: &Dialect,
+    biases: Biases,
 ) -> Result<AttentionSpec, ModelError> {
     let num_heads = fields.count("num_attention_heads", limits::NUM_HEADS)?;
     let num_kv_heads = fields.optional_count("num_key_value_heads", limits::NUM_HEADS)?.unwrap_or(num_heads);
@@ -150,7 +151,7 @@ fn read_attention(
     }
     let head_dim = match fields.optional_count("head_dim", limits::HEAD_DIM)? {
         Some(head_dim) => head_dim,
-        None => split_into_heads(fields, "num_attention_heads", (hidden_size, num_heads))?,
+        None => split_into_heads(fields, "num_attention_heads", hidden_size, num_heads)?,
     };
     let max_position = fields.count("max_position_embeddings", limits::MAX_POSITION)?;
     let (rope, temperature) = read_rope(fields, RopeContext { head_dim, max_position, dialect: dialect.rope })?;
@@ -174,7 +175,8 @@ fn read_attention(
 pub(super) fn split_into_heads(
     fields: &Fields<'_>,
     key: &str,
-    (hidden_size, num_heads): (usize, usize),
+    hidden_size: usize,
+    num_heads: usize,
 ) -> Result<usize, ModelError> {
     if !hidden_size.is_multiple_of(num_heads) {
         let problem = format!("{num_heads} does not divide the hidden size {hidden_size}, and head_dim is absent");
@@ -238,7 +240,8 @@ pub(super) fn read_gate_activation(fields: &mut Fields<'_>, key: &str) -> Result
 pub(super) fn read_windows(
     fields: &mut Fields<'_>,
     spec: &mut DecoderSpec,
-    (window, slides): (Option<usize>, impl Fn(usize) -> bool),
+    window: Option<usize>,
+    slides: impl Fn(usize) -> bool,
 ) -> Result<(), ModelError> {
     let types = fields.per_layer("layer_types", spec.layers.len())?;
     for (index, layer) in spec.layers.iter_mut().enumerate() {

@@ -143,7 +143,8 @@ fn read_rotary(reader: &mut Reader<'_>, qk_norm: Option<QkNormScope>) -> Result<
     };
     let bias = reader.has("blk.0.ffn_up.bias").into();
     let ffn = FfnSpec::Gated { intermediate_size: shape.intermediate_size, activation: GateActivation::Silu, bias };
-    reader.decoder(&shape, (attention, ffn, norm), max_position)
+    let layer = LayerSpec { mixer: MixerSpec::Attention(attention), ffn, norm, placement: NormPlacement::Pre };
+    reader.decoder(&shape, layer, max_position)
 }
 
 fn read_bloom(reader: &mut Reader<'_>) -> Result<DecoderSpec, ModelError> {
@@ -158,7 +159,8 @@ fn read_bloom(reader: &mut Reader<'_>) -> Result<DecoderSpec, ModelError> {
     let attention = reader.attention(&shape, head_dim, PositionSpec::Alibi)?;
     let bias = reader.has("blk.0.ffn_up.bias").into();
     let ffn = FfnSpec::Plain { intermediate_size: shape.intermediate_size, activation: Activation::GeluTanh, bias };
-    let spec = reader.decoder(&shape, (attention, ffn, norm), shape.context)?;
+    let layer = LayerSpec { mixer: MixerSpec::Attention(attention), ffn, norm, placement: NormPlacement::Pre };
+    let spec = reader.decoder(&shape, layer, shape.context)?;
     Ok(DecoderSpec { embedding_norm: Some(norm), ..spec })
 }
 
@@ -294,13 +296,7 @@ impl Reader<'_> {
         })
     }
 
-    fn decoder(
-        &self,
-        shape: &Shape,
-        (attention, ffn, norm): (AttentionSpec, FfnSpec, NormSpec),
-        max_position: usize,
-    ) -> Result<DecoderSpec, ModelError> {
-        let layer = LayerSpec { mixer: MixerSpec::Attention(attention), ffn, norm, placement: NormPlacement::Pre };
+    fn decoder(&self, shape: &Shape, layer: LayerSpec, max_position: usize) -> Result<DecoderSpec, ModelError> {
         Ok(DecoderSpec {
             vocab_size: shape.vocab_size,
             input_vocab_size: shape.vocab_size,
@@ -310,7 +306,7 @@ impl Reader<'_> {
             eos_token_ids: self.token_ids(&["eos", "eot", "eom"], shape.vocab_size)?,
             bos_token_id: self.token_ids(&["bos"], shape.vocab_size)?.first().copied(),
             embedding_norm: None,
-            final_norm: norm,
+            final_norm: layer.norm,
             layers: vec![layer; shape.num_layers],
         })
     }

@@ -9,6 +9,6 @@ pub(super) fn read(fields: &mut Fields<'_>) -> Result<DecoderSpec, ModelError> {
     fields.neutral("pretraining_tp", &[1.into()], "merge the slices into a checkpoint with 1")?;
     fields.neutral("sliding_window", &[], "this architecture attends to everything")?;
     let mut spec = common::read(fields, &Dialect::LLAMA, biases)?;
-    common::read_windows(fields, &mut spec, (None, |_| false))?;
+    common::read_windows(fields, &mut spec, None, |_| false)?;
     Ok(spec)
 }

@@ -64,7 +64,7 @@ fn read_windows(fields: &mut Fields<'_>, dialect: &Dialect) -> Result<(DecoderSp
     }
     let mut spec = common::read(fields, dialect, Biases::NONE)?;
     let window = fields.optional_count("sliding_window", limits::WINDOW)?;
-    common::read_windows(fields, &mut spec, (window, |_| window.is_some()))?;
+    common::read_windows(fields, &mut spec, window, |_| window.is_some())?;
     Ok((spec, window))
 }
 

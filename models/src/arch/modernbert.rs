@@ -100,7 +100,7 @@ fn read_norm(fields: &mut Fields<'_>) -> Result<NormSpec, ModelError> {
 /// Of the layers that see everything, and of those that see a window.
 fn read_attention(fields: &mut Fields<'_>, hidden_size: usize) -> Result<[AttentionSpec; 2], ModelError> {
     let num_heads = fields.count("num_attention_heads", limits::NUM_HEADS)?;
-    let head_dim = common::split_into_heads(fields, "num_attention_heads", (hidden_size, num_heads))?;
+    let head_dim = common::split_into_heads(fields, "num_attention_heads", hidden_size, num_heads)?;
     let bias = Bias::from(fields.flag("attention_bias", false)?);
     let [global, local] = read_ropes(fields, head_dim)?;
     // Both sides together, so that half of it, and the token itself, are seen on each.

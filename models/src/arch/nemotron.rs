@@ -16,6 +16,6 @@ pub(super) fn read(fields: &mut Fields<'_>) -> Result<DecoderSpec, ModelError> {
         ..Dialect::LLAMA
     };
     let mut spec = common::read(fields, &dialect, biases)?;
-    common::read_windows(fields, &mut spec, (None, |_| false))?;
+    common::read_windows(fields, &mut spec, None, |_| false)?;
     Ok(spec)
 }

@@ -25,6 +25,6 @@ fn read(fields: &mut Fields<'_>, dialect: &Dialect, biases: Biases) -> Result<De
         fields.require("max_window_layers")?;
     }
     let slides = |index| window.is_some() && first.is_some_and(|first| index >= first);
-    common::read_windows(fields, &mut spec, (window, slides))?;
+    common::read_windows(fields, &mut spec, window, slides)?;
     Ok(spec)
 }

@@ -21,7 +21,7 @@ pub(super) fn read(fields: &mut Fields<'_>) -> Result<DecoderSpec, ModelError> {
     let window = common::read_switched_window(fields)?;
     // No published configuration says what this is for here; where windows are used, layer_types decides.
     fields.optional_count("max_window_layers", 0..=*limits::NUM_LAYERS.end())?;
-    common::read_windows(fields, &mut spec, (window, |index| window.is_some() && unencoded[index]))?;
+    common::read_windows(fields, &mut spec, window, |index| window.is_some() && unencoded[index])?;
     Ok(spec)
 }
 

@@ -194,6 +194,13 @@ pub(crate) fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Valu
     match serde_json::from_slice(bytes) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(damaged("expected an object; fetch the file again".into())),
-        Err(error) => Err(damaged(format!("{error}; fetch the file again"))),
+        Err(error) => Err(damaged(format!("{}; fetch the file again", no_json(&error)))),
     }
+}
+
+/// Where a text is no JSON, and why.
+pub(crate) fn no_json(error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    let why = said.rsplit_once(" at line ").map_or(said.as_str(), |(why, _)| why);
+    format!("not valid at line {}, column {} ({why})", error.line(), error.column())
 }

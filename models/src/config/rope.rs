@@ -167,8 +167,8 @@ impl RopeSpec {
             RopeScaling::Linear { factor } => plain.into_iter().map(|freq| freq / *factor as f32).collect(),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => {
                 let context = *original_max_position as f64;
-                let ramp = (*low_freq_factor, *high_freq_factor);
-                plain.into_iter().map(|freq| llama3_frequency(freq, *factor, ramp, context)).collect()
+                let (low, high) = (*low_freq_factor, *high_freq_factor);
+                plain.into_iter().map(|freq| llama3_frequency(freq, *factor, low, high, context)).collect()
             }
             RopeScaling::Yarn(yarn) => self.yarn_inv_freq(yarn, &plain),
             RopeScaling::Divided { factors } => plain.iter().zip(factors).map(|(freq, factor)| freq / factor).collect(),
@@ -294,7 +294,7 @@ pub(crate) fn yarn_mscale(scale: f64, mscale: f64) -> f64 {
     if scale <= 1.0 { 1.0 } else { 0.1 * mscale * scale.ln() + 1.0 }
 }
 
-fn llama3_frequency(freq: f32, factor: f64, (low, high): (f64, f64), context: f64) -> f32 {
+fn llama3_frequency(freq: f32, factor: f64, low: f64, high: f64, context: f64) -> f32 {
     let wavelength = 2.0 * std::f32::consts::PI / freq;
     let divided = freq / factor as f32;
     if wavelength > (context / low) as f32 {

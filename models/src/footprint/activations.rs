@@ -1,4 +1,4 @@
-use super::weights::qkv_width;
+use super::weights::{Shape, qkv_width};
 use crate::config::{FfnSpec, LayerSpec, NormPlacement, PositionSpec, RopeSpec};
 use crate::ops::blocks::UNIT;
 use crate::ops::{PANEL, RoundedUnit, row_stride};
@@ -75,7 +75,7 @@ impl Activations {
             stream = self.run_layer(&mut pieces, tokens, stream);
         }
         if self.vocab_size > 0 {
-            self.run_head(&mut pieces, (tokens, rows), stream);
+            self.run_head(&mut pieces, tokens, rows, stream);
         } else {
             self.hand_out(&mut pieces, tokens);
         }
@@ -91,12 +91,12 @@ impl Activations {
         let sum = addend.is_some().then(|| take(pieces, self.hidden));
         let normed = norms_first.then(|| take(pieces, self.handed_on(self.hidden)));
         let stream = pieces.replaced(residual, addend, sum);
-        let product = self.multiply(pieces, (tokens, self.hidden), (qkv, norms_first));
+        let product = self.multiply(pieces, [tokens, self.hidden], qkv, norms_first);
         let attended = take(pieces, self.handed_on(queries));
         let at_once = if self.rounded.gates_stay { tokens.min(ATTENDED_ROWS) } else { 0 };
         let scratch = pieces.take(at_once, self.layer.attended_at_once);
         [scratch, product].into_iter().for_each(|piece| pieces.give_back(piece));
-        let output = self.multiply(pieces, (tokens, queries), (self.hidden, true));
+        let output = self.multiply(pieces, [tokens, queries], self.hidden, true);
         pieces.give_back(attended);
         normed.into_iter().for_each(|normed| pieces.give_back(normed));
         let of_norm = if ffn_norm_first { self.handed_on(self.hidden) } else { self.hidden };
@@ -111,17 +111,17 @@ impl Activations {
         let LayerWidths { ffn_norm_first, up, activated, .. } = self.layer;
         if up > activated && self.rounded.gates_stay && activated.is_multiple_of(PANEL) {
             let gated = pieces.take(tokens, self.handed_on(activated));
-            self.round(pieces, (tokens, self.hidden), ffn_norm_first);
+            self.round(pieces, [tokens, self.hidden], ffn_norm_first);
             let scratch = pieces.take(tokens.min(GATED_ROWS), GATED_WIDTH);
             pieces.give_back(scratch);
-            let output = self.multiply(pieces, (tokens, activated), (self.hidden, true));
+            let output = self.multiply(pieces, [tokens, activated], self.hidden, true);
             pieces.give_back(gated);
             return output;
         }
-        let product = self.multiply(pieces, (tokens, self.hidden), (up, ffn_norm_first));
+        let product = self.multiply(pieces, [tokens, self.hidden], up, ffn_norm_first);
         let activation = pieces.take(tokens, activated);
         pieces.give_back(product);
-        let output = self.multiply(pieces, (tokens, activated), (self.hidden, false));
+        let output = self.multiply(pieces, [tokens, activated], self.hidden, false);
         pieces.give_back(activation);
         output
     }
@@ -143,18 +143,13 @@ impl Activations {
     }
 
     /// A product of rows of `width` numbers, which are rounded for as long as it takes, unless they were before.
-    fn multiply(
-        &self,
-        pieces: &mut Pieces,
-        (rows, width): (usize, usize),
-        (out_width, may_be_rounded): (usize, bool),
-    ) -> Piece {
+    fn multiply(&self, pieces: &mut Pieces, [rows, width]: Shape, out_width: usize, may_be_rounded: bool) -> Piece {
         let product = pieces.take(rows, out_width);
-        self.round(pieces, (rows, width), may_be_rounded);
+        self.round(pieces, [rows, width], may_be_rounded);
         product
     }
 
-    fn round(&self, pieces: &mut Pieces, (rows, width): (usize, usize), may_be_rounded: bool) {
+    fn round(&self, pieces: &mut Pieces, [rows, width]: Shape, may_be_rounded: bool) {
         if may_be_rounded && self.rounded.is_handed_on {
             return;
         }
@@ -172,7 +167,7 @@ impl Activations {
         [sum, normed].into_iter().for_each(|piece| pieces.give_back(piece));
     }
 
-    fn run_head(&self, pieces: &mut Pieces, (tokens, rows): (usize, usize), (residual, addend): Stream) {
+    fn run_head(&self, pieces: &mut Pieces, tokens: usize, rows: usize, (residual, addend): Stream) {
         let mut stream = vec![residual];
         stream.extend(addend);
         if rows < tokens {
@@ -182,7 +177,7 @@ impl Activations {
             }
         }
         let (sum, normed) = (pieces.take(rows, self.hidden), pieces.take(rows, self.hidden));
-        let logits = self.multiply(pieces, (rows, self.hidden), (self.vocab_size, false));
+        let logits = self.multiply(pieces, [rows, self.hidden], self.vocab_size, false);
         stream.extend([sum, normed, logits]);
         stream.into_iter().for_each(|piece| pieces.give_back(piece));
     }

@@ -44,7 +44,7 @@ impl WeightLayout {
     }
 
     /// What products round activations to, given what most weights are held as, and keys and values.
-    pub(super) fn rounded_unit(self, (held, kv): (StoredDtype, KvFormat), integers: ActivationDtype) -> RoundedUnit {
+    pub(super) fn rounded_unit(self, held: StoredDtype, kv: KvFormat, integers: ActivationDtype) -> RoundedUnit {
         match self {
             Self::Panels => RoundedUnit::on_cpu(held, KernelSet::detect().factors_beside(kv, Float::F32), integers),
             Self::Rows => RoundedUnit::default(),

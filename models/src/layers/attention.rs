@@ -8,7 +8,8 @@ use crate::ModelError;
 use crate::config::{AttentionSpec, PositionSpec, QkNormScope, RopeSpec, alibi_slopes};
 use crate::kv_cache::KvLayer;
 use crate::ops::{
-    self, AttentionParams, AttentionPlan, Compute, Float, Matrix, PositionTemperature, QkvPreparation, QueryRows,
+    self, AttentionContext, AttentionParams, AttentionPlan, Compute, Float, Matrix, PositionTemperature,
+    QkvPreparation, QueryRows,
 };
 use crate::weights::{MatrixPart, WeightLoader};
 
@@ -39,7 +40,8 @@ impl Attention {
         loader: &mut WeightLoader<'_>,
         names: &LayerNames<'_>,
         hidden_size: usize,
-        (spec, positions): (&AttentionSpec, &mut Positions),
+        spec: &AttentionSpec,
+        positions: &mut Positions,
     ) -> Result<Self, ModelError> {
         let output = [MatrixPart::whole(names.path(names.names.attention_output), hidden_size)];
         Ok(Self {
@@ -62,8 +64,8 @@ impl Attention {
             angles: self.rotary.map(|index| step.angles.get(index)),
         };
         let q = ops::prepare_qkv(step.compute, qkv, &preparation, step.plan, cache)?;
-        let over = (step.plan, &self.params);
-        let attended = ops::attended(step.compute, q.queries()?, cache, over, self.output.takes())?;
+        let context = AttentionContext { layer: cache, plan: step.plan, params: &self.params };
+        let attended = ops::attended(step.compute, q.queries()?, context, self.output.takes())?;
         drop(q);
         self.output.forward(step.compute, &attended)
     }

@@ -31,7 +31,8 @@ impl Block {
         loader: &mut WeightLoader<'_>,
         names: &LayerNames<'_>,
         hidden_size: usize,
-        (spec, positions): (&LayerSpec, &mut Positions),
+        spec: &LayerSpec,
+        positions: &mut Positions,
     ) -> Result<Self, ModelError> {
         let mut norm = |name: &str| Norm::load(loader, &names.path(name), hidden_size, spec.norm);
         let mixer_norm = match spec.placement {
@@ -43,7 +44,7 @@ impl Block {
             spec.attention().ok_or_else(|| ModelError::Input(format!("{} is not served", spec.mixer.name())))?;
         Ok(Self {
             mixer_norm,
-            attention: Attention::load(loader, names, hidden_size, (attention, positions))?,
+            attention: Attention::load(loader, names, hidden_size, attention, positions)?,
             ffn_norm,
             mlp: Mlp::load(loader, names, hidden_size, &spec.ffn)?,
             placement: spec.placement,
@@ -56,8 +57,8 @@ impl Block {
                 let (residual, normed) = self.before_mixer(step, stream)?;
                 let attended = self.attention.forward(step, normed.as_ref().unwrap_or(&residual), cache)?;
                 drop(normed);
-                let sum = (Some(&attended), self.mlp.takes());
-                let (residual, normed) = self.ffn_norm.forward(step.compute, residual, sum)?;
+                let form = self.mlp.takes();
+                let (residual, normed) = self.ffn_norm.forward(step.compute, residual, Some(&attended), form)?;
                 Ok((residual, Some(self.mlp.forward(step.compute, &normed)?)))
             }
             NormPlacement::Post => {
@@ -72,7 +73,7 @@ impl Block {
                 let attended = self.attention.forward(step, &residual, cache)?;
                 let residual = self.after_mixer(step, ops::add(step.compute, &residual, &attended)?)?;
                 let output = self.mlp.forward(step.compute, &residual)?;
-                let (_, normed) = self.ffn_norm.forward(step.compute, residual, (Some(&output), Float::F32))?;
+                let (_, normed) = self.ffn_norm.forward(step.compute, residual, Some(&output), Float::F32)?;
                 Ok((normed, None))
             }
         }
@@ -87,8 +88,8 @@ impl Block {
     fn before_mixer(&self, step: &Step<'_>, stream: Stream) -> Result<Stream, ModelError> {
         let Some(norm) = &self.mixer_norm else { return Ok((total(step.compute, stream)?, None)) };
         let (residual, addend) = stream;
-        let sum = (addend.as_ref(), self.attention.takes());
-        let (residual, normed) = norm.forward(step.compute, residual, sum)?;
+        let form = self.attention.takes();
+        let (residual, normed) = norm.forward(step.compute, residual, addend.as_ref(), form)?;
         Ok((residual, Some(normed)))
     }
 

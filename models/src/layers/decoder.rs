@@ -48,7 +48,7 @@ impl Decoder {
         let mut positions = Positions::default();
         let mut layers = Vec::with_capacity(spec.layers.len());
         for (index, layer) in spec.layers.iter().enumerate() {
-            layers.push(Block::load(loader, &names.layer(index), spec.hidden_size, (layer, &mut positions))?);
+            layers.push(Block::load(loader, &names.layer(index), spec.hidden_size, layer, &mut positions)?);
         }
         let final_norm = Norm::load(loader, names.final_norm, spec.hidden_size, spec.final_norm)?;
         let output_head = match spec.output_head {
@@ -107,7 +107,7 @@ impl Decoder {
     pub(crate) fn replayed(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Matrix, ModelError> {
         self.check(input)?;
         let forward = |plan: &AttentionPlan<'_>, cache: &mut KvCache| self.run(plan, cache, None);
-        self.replays.run(&self.compute, (input, cache), &forward)
+        self.replays.run(&self.compute, input, cache, &forward)
     }
 
     /// The same of a step that is never replayed.
@@ -179,7 +179,7 @@ impl Decoder {
         }
         let residual = ops::sampled_rows(&self.compute, residual, plan)?;
         let addend = addend.map(|addend| ops::sampled_rows(&self.compute, addend, plan)).transpose()?;
-        let (_, normed) = self.final_norm.forward(&self.compute, residual, (addend.as_ref(), Float::F32))?;
+        let (_, normed) = self.final_norm.forward(&self.compute, residual, addend.as_ref(), Float::F32)?;
         Ok(Some(normed))
     }
 

@@ -40,7 +40,8 @@ impl Embeddings {
     pub(super) fn forward(
         &self,
         compute: &Compute,
-        (input, plan): (&EncoderInput, &AttentionPlan<'_>),
+        input: &EncoderInput,
+        plan: &AttentionPlan<'_>,
     ) -> Result<Matrix, ModelError> {
         let mut sum = ops::embedding_of_step(compute, &self.word, plan)?;
         if let Some(table) = &self.token_type {

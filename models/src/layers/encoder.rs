@@ -50,7 +50,7 @@ impl TextEncoder {
         let mut blocks = Vec::with_capacity(spec.layers.len());
         for (index, layer) in spec.layers.iter().enumerate() {
             let names = names.block.layer(index);
-            blocks.push(Block::load(loader, &names, spec.hidden_size, (layer, &mut positions))?);
+            blocks.push(Block::load(loader, &names, spec.hidden_size, layer, &mut positions)?);
         }
         let final_norm = spec.final_norm.map(|norm| Norm::load(loader, names.block.final_norm, spec.hidden_size, norm));
         Ok(Self {
@@ -61,7 +61,7 @@ impl TextEncoder {
             embeddings,
             blocks,
             final_norm: final_norm.transpose()?,
-            head: Head::load(loader, &names.classifier, (spec, pipeline), files)?,
+            head: Head::load(loader, &names.classifier, spec, pipeline, files)?,
             scratch,
         })
     }
@@ -84,7 +84,7 @@ impl TextEncoder {
         let angles = self.positions.angles(&self.compute, &plan)?;
         let step = Step { compute: &self.compute, plan: &plan, angles };
         let cache = self.scratch.holding(&self.compute, input.num_blocks())?;
-        let mut stream: Stream = (self.embeddings.forward(&self.compute, (input, &plan))?, None);
+        let mut stream: Stream = (self.embeddings.forward(&self.compute, input, &plan)?, None);
         for (index, block) in self.blocks.iter().enumerate() {
             stream = block.forward(&step, stream, cache.layer_mut(0))?;
             if let Some(observe) = &mut observer {
@@ -92,7 +92,7 @@ impl TextEncoder {
             }
         }
         let hidden = match (&self.final_norm, stream) {
-            (Some(norm), (residual, addend)) => norm.forward(&self.compute, residual, (addend.as_ref(), Float::F32))?.1,
+            (Some(norm), (residual, addend)) => norm.forward(&self.compute, residual, addend.as_ref(), Float::F32)?.1,
             (None, stream) => total(&self.compute, stream)?,
         };
         Ok(hidden.into_tensor()?.to_dtype(DType::F32)?)

@@ -38,7 +38,8 @@ impl Head {
     pub(super) fn load(
         loader: &mut WeightLoader<'_>,
         names: &ClassifierNames,
-        (spec, pipeline): (&EncoderSpec, &PipelineSpec),
+        spec: &EncoderSpec,
+        pipeline: &PipelineSpec,
         files: &CheckpointFiles,
     ) -> Result<Self, ModelError> {
         if let Some(classifier) = &spec.classifier {
@@ -52,7 +53,7 @@ impl Head {
             steps.push(match step {
                 PipelineStep::Normalize => Step::Normalize,
                 PipelineStep::Dense(dense) => {
-                    let loaded = load_dense(files, dense, width, (compute, dtype))?;
+                    let loaded = load_dense(files, dense, width, compute, dtype)?;
                     width = dense.out_features;
                     loaded
                 }
@@ -170,7 +171,8 @@ fn load_dense(
     files: &CheckpointFiles,
     spec: &DenseSpec,
     width: usize,
-    (compute, dtype): (&Compute, WeightDtype),
+    compute: &Compute,
+    dtype: WeightDtype,
 ) -> Result<Step, ModelError> {
     let folder = files.folder(&spec.folder);
     if spec.in_features != width {
@@ -178,7 +180,7 @@ fn load_dense(
         return Err(ModelError::checkpoint(&folder.path_of("config.json"), "in_features", problem));
     }
     let mut watch = unwatched;
-    let mut loader = WeightLoader::new(&folder, TensorIndex::of_module(&folder)?, (compute, dtype), &mut watch);
+    let mut loader = WeightLoader::new(&folder, TensorIndex::of_module(&folder)?, compute, dtype, &mut watch);
     let part = [MatrixPart::whole("linear".to_owned(), spec.out_features)];
     let linear = Linear::load(&mut loader, spec.in_features, &part, spec.bias)?;
     loader.finish(|_| false)?;

@@ -43,7 +43,8 @@ impl Linear {
         &self,
         compute: &Compute,
         x: &Matrix,
-        (gate, next): (Gate, &Self),
+        gate: Gate,
+        next: &Self,
     ) -> Result<Matrix, ModelError> {
         ops::gated_linear(compute, x, (&self.weight, self.bias.as_ref()), (gate, &next.weight))
     }

@@ -50,7 +50,7 @@ impl Mlp {
     pub(super) fn forward(&self, compute: &Compute, x: &Matrix) -> Result<Matrix, ModelError> {
         match self {
             Self::Gated { gate_up, gate, down } => {
-                let gated = gate_up.forward_gated(compute, x, (*gate, down))?;
+                let gated = gate_up.forward_gated(compute, x, *gate, down)?;
                 down.forward(compute, &gated)
             }
             Self::Plain { up, activation, down } => {

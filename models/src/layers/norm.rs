@@ -3,7 +3,7 @@ use candle_core::Tensor;
 use super::linear::tensor_bytes;
 use crate::ModelError;
 use crate::config::{NormKind, NormSpec, NormWeight};
-use crate::ops::{self, Compute, Float, LayerNormParams, Matrix, Operand, QkNorm};
+use crate::ops::{self, Compute, Float, LayerNormParams, Matrix, Operand, QkNorm, RmsNormParams};
 use crate::weights::{MatrixPart, WeightLoader};
 
 #[derive(Debug)]
@@ -53,14 +53,15 @@ impl Norm {
         &self,
         compute: &Compute,
         residual: Matrix,
-        (x, form): (Option<&Matrix>, Float),
+        x: Option<&Matrix>,
+        form: Float,
     ) -> Result<(Matrix, Matrix), ModelError> {
-        let rms = (&self.weight, self.eps);
+        let rms = RmsNormParams { weight: &self.weight, eps: self.eps };
         let stream = residual.view();
         let normed = match (x.map(Matrix::view), &self.bias) {
-            (Some(x), None) => return ops::rms_summed(compute, (stream, x), rms, form),
+            (Some(x), None) => return ops::rms_summed(compute, stream, x, rms, form),
             (Some(x), Some(bias)) => {
-                return ops::layer_summed(compute, (stream, x), self.layer_params(bias), form);
+                return ops::layer_summed(compute, stream, x, self.layer_params(bias), form);
             }
             (None, None) => ops::rms_normed(compute, stream, rms, form)?,
             (None, Some(bias)) => ops::layer_normed(compute, stream, self.layer_params(bias), form)?,

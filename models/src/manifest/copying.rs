@@ -35,7 +35,7 @@ impl Manifest {
                 }
             };
             let from = files.open_part(&part.name)?;
-            let (hash, size_bytes) = copy_part(from, (target, &part.name), &mut watch).map_err(at)?;
+            let (hash, size_bytes) = copy_part(from, target, &part.name, &mut watch).map_err(at)?;
             copied.push(ManifestFile { name: part.name, size_bytes, hash });
         }
         Ok(Self { files: copied })
@@ -45,7 +45,8 @@ impl Manifest {
 /// Writes what `from` holds as the part `name` of the checkpoint in `folder`, to the disk. Errors when the part is there.
 pub fn copy_part(
     from: impl Read,
-    (folder, name): (&Path, &str),
+    folder: &Path,
+    name: &str,
     watch: &mut dyn FnMut(u64) -> io::Result<()>,
 ) -> io::Result<(FileHash, u64)> {
     let path = folder.join(name);

@@ -71,7 +71,8 @@ type Watch<'a> = &'a (dyn Fn(LoadProgress) -> ControlFlow<()> + Sync);
 pub(super) fn hash_all(
     files: &CheckpointFiles,
     parts: Vec<Part>,
-    (known, progress): (&dyn KnownHashes, Watch<'_>),
+    known: &dyn KnownHashes,
+    progress: Watch<'_>,
 ) -> Result<Vec<ManifestFile>, ModelError> {
     let size = |part: &Part| Ok((files.size_of(&part.file)?, part.clone()));
     let mut parts: Vec<(u64, Part)> = parts.iter().map(size).collect::<Result<_, ModelError>>()?;

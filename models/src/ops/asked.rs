@@ -65,7 +65,7 @@ pub(crate) fn asked_linear(
     let _timer = compute.time(Op::Linear);
     let vocab_size = weight.out_features();
     let wanted = questions.iter().map(best);
-    let kept = cpu::linear::best_of_linear(compute, x.view(), (parts, vocab_size), wanted)?;
+    let kept = cpu::linear::best_of_linear(compute, x.view(), parts, vocab_size, wanted)?;
     Ok(Some(AskedRows { vocab_size, kept }))
 }
 

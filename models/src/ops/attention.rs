@@ -143,6 +143,15 @@ pub struct AttentionPlan<'a> {
     on_device: std::sync::OnceLock<std::sync::Arc<super::cuda::device_step::DeviceStep>>,
 }
 
+/// What the queries of a step attend to, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AttentionContext<'a> {
+    /// The keys and values, those of the step's own tokens included.
+    pub(crate) layer: &'a KvLayer,
+    pub(crate) plan: &'a AttentionPlan<'a>,
+    pub(crate) params: &'a AttentionParams,
+}
+
 /// Consecutive tokens of one sequence, which share each read of a K/V tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RowChunk {
@@ -273,17 +282,17 @@ pub fn paged_attention<Q: QueryRows>(
     plan: &AttentionPlan<'_>,
     params: &AttentionParams,
 ) -> Result<Q::Attended, ModelError> {
-    Q::Attended::of(attended(compute, q.queries()?, layer, (plan, params), Float::F32)?)
+    Q::Attended::of(attended(compute, q.queries()?, AttentionContext { layer, plan, params }, Float::F32)?)
 }
 
 /// The same in the wanted form, where the device has it.
 pub(crate) fn attended(
     compute: &Compute,
     q: QueriesView<'_>,
-    layer: &KvLayer,
-    (plan, params): (&AttentionPlan<'_>, &AttentionParams),
+    context: AttentionContext<'_>,
     form: Float,
 ) -> Result<Matrix, ModelError> {
+    let AttentionContext { layer, plan, params } = context;
     let _timer = compute.time(Op::Attention);
     let QueriesView { num_tokens: m, num_heads, head_dim, .. } = q;
     let input = plan.input();
@@ -311,7 +320,7 @@ pub(crate) fn attended(
         KernelSet::Cuda => {
             Ok(super::cuda::attention::paged_attention(compute, q.rows.tensor()?, layer, plan, params)?.into())
         }
-        _ => cpu::attention::paged_attention(compute, q, layer, (plan, params), form),
+        _ => cpu::attention::paged_attention(compute, q, context, form),
     }
 }
 

@@ -82,13 +82,13 @@ impl BlockPlanes {
             planes[self.block_scales() + number * scales..][..scales].copy_from_slice(&floats[..scales]);
             for unit in 0..units {
                 let scales = if scales == 0 { d } else { head.bytes[unit] };
-                self.put_unit(planes, number * units + unit, (&quants(self.dtype, block, unit), scales));
+                self.put_unit(planes, number * units + unit, &quants(self.dtype, block, unit), scales);
             }
         }
     }
 
     #[cfg(any(feature = "cuda", test))]
-    fn put_unit(self, planes: &mut [u8], number: usize, (quants, scales): (&[i8; UNIT], [u8; UNIT_SCALE_BYTES])) {
+    fn put_unit(self, planes: &mut [u8], number: usize, quants: &[i8; UNIT], scales: [u8; UNIT_SCALE_BYTES]) {
         let codes = quants.map(|quant| (i32::from(quant) + self.dtype.quant_offset()) as u8);
         let bytes = quant_bytes(self.dtype);
         let place = &mut planes[number * bytes..][..bytes];

@@ -19,7 +19,7 @@ fn rows(compute: &Compute, table: &PackedWeight, tokens: &[TokenId]) -> Result<M
     let _timer = compute.time(Op::Embedding);
     check(table, tokens)?;
     match table.storage() {
-        WeightStorage::Packed(parts) => Ok(cpu::embedding::embedding(compute, (parts, table.in_features()), tokens)),
+        WeightStorage::Packed(parts) => Ok(cpu::embedding::embedding(compute, parts, table.in_features(), tokens)),
         #[cfg(feature = "cuda")]
         WeightStorage::Tensor(table) if compute.kernels() == super::KernelSet::Cuda => {
             Ok(super::cuda::rows::gather(compute, table, tokens)?.into())

@@ -60,7 +60,7 @@ pub fn physical_cores(processors: Option<&ProcessorSet>) -> Option<usize> {
 
 impl HostPlacement {
     /// Errors when this process may not run on all of the processors, or its memory cannot be placed.
-    pub(super) fn check(&self) -> Result<(), HostError> {
+    pub fn check(&self) -> Result<(), HostError> {
         if let Some(processors) = &self.processors {
             let allowed = system::allowed_processors().map_err(HostError::NoBinding)?;
             let missing: BTreeSet<_> = processors.0.difference(&allowed.0).copied().collect();

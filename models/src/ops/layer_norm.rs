@@ -46,14 +46,15 @@ pub fn add_layer_norm<M: Operand>(
     x: &M,
     params: LayerNormParams<'_>,
 ) -> Result<(M, M), ModelError> {
-    let (sum, normed) = layer_summed(compute, (residual.view(), x.view()), params, Float::F32)?;
+    let (sum, normed) = layer_summed(compute, residual.view(), x.view(), params, Float::F32)?;
     Ok((M::of(sum)?, M::of(normed)?))
 }
 
 /// The same with the norm in the wanted form, where the device has it.
 pub(crate) fn layer_summed(
     compute: &Compute,
-    (residual, x): (MatrixView<'_>, MatrixView<'_>),
+    residual: MatrixView<'_>,
+    x: MatrixView<'_>,
     params: LayerNormParams<'_>,
     form: Float,
 ) -> Result<(Matrix, Matrix), ModelError> {
@@ -72,7 +73,7 @@ pub(crate) fn layer_summed(
             let (sum, normed) = super::cuda::elementwise::add_norm(compute, residual, x, &params.into())?;
             Ok((sum.into(), normed.into()))
         }
-        _ => cpu::norm::add_norm(compute, (residual, x), &params.into(), form),
+        _ => cpu::norm::add_norm(compute, residual, x, &params.into(), form),
     }
 }
 

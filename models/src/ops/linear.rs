@@ -76,7 +76,7 @@ impl PackedWeight {
         in_features: usize,
         parts: &[WeightPart<'_>],
     ) -> Result<Self, ModelError> {
-        Self::pack_telling(compute, dtype, in_features, (parts, &|_| ()))
+        Self::pack_telling(compute, dtype, in_features, parts, &|_| ())
     }
 
     /// As [`Self::pack`]; `copied` is told which bytes of `parts` were read and will not be again, some megabytes at a time,
@@ -85,7 +85,8 @@ impl PackedWeight {
         compute: &Compute,
         dtype: Option<StoredDtype>,
         in_features: usize,
-        (parts, copied): (&[WeightPart<'_>], Copied<'_>),
+        parts: &[WeightPart<'_>],
+        copied: Copied<'_>,
     ) -> Result<Self, ModelError> {
         let mut out_features = 0;
         for part in parts {
@@ -107,7 +108,7 @@ impl PackedWeight {
             KernelSet::Reference => WeightStorage::Tensor(tensor_of(compute, dtype, in_features, parts)?),
             #[cfg(feature = "cuda")]
             KernelSet::Cuda => super::cuda::weights::on_gpu(compute, dtype, in_features, parts)?,
-            _ => WeightStorage::Packed(pack_parts(compute, dtype, in_features, (parts, copied))?),
+            _ => WeightStorage::Packed(pack_parts(compute, dtype, in_features, parts, copied)?),
         };
         Ok(Self { out_features, in_features, storage })
     }
@@ -197,7 +198,7 @@ fn product(
     let _timer = compute.time(Op::Linear);
     let m = weight.check(x, bias)?;
     match &weight.storage {
-        WeightStorage::Packed(parts) if m > 0 => cpu::linear::linear(compute, x, (parts, weight.out_features), bias),
+        WeightStorage::Packed(parts) if m > 0 => cpu::linear::linear(compute, x, parts, weight.out_features, bias),
         WeightStorage::Packed(_) => Ok(Tensor::zeros((0, weight.out_features), DType::F32, compute.device())?.into()),
         #[cfg(feature = "cuda")]
         WeightStorage::Tensor(tensor) if compute.kernels() == KernelSet::Cuda => {
@@ -257,12 +258,13 @@ fn pack_parts(
     compute: &Compute,
     dtype: Option<StoredDtype>,
     in_features: usize,
-    (parts, copied): (&[WeightPart<'_>], Copied<'_>),
+    parts: &[WeightPart<'_>],
+    copied: Copied<'_>,
 ) -> Result<Vec<PackedPart>, ModelError> {
     let held_as = |part: &WeightPart<'_>| dtype.unwrap_or(part.dtype);
     parts
         .chunk_by(|one, other| held_as(one) == held_as(other))
-        .map(|run| PackedPart::pack(compute, held_as(&run[0]), in_features, (run, copied)))
+        .map(|run| PackedPart::pack(compute, held_as(&run[0]), in_features, run, copied))
         .collect()
 }
 

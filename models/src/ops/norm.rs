@@ -10,39 +10,43 @@ use super::cpu::norm::NormWeights;
 use super::{Compute, Float, KernelSet, Matrix, MatrixView, Op, Operand, cpu};
 use crate::ModelError;
 
+/// What a root-mean-square norm has learned: `weight [width] f32`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RmsNormParams<'a> {
+    pub(crate) weight: &'a Tensor,
+    pub(crate) eps: f32,
+}
+
 /// Normalises each group of `width` elements of each row of `x [m, groups * width] f32` with `weight [width] f32`:
 /// `[m, groups * width] f32`. One group is the usual case; several are the heads of a normed query or key.
 ///
 /// The rows of `x` may be strided without cost.
 pub fn rms_norm<M: Operand>(compute: &Compute, x: &M, weight: &Tensor, eps: f32) -> Result<M, ModelError> {
-    M::of(rms_normed(compute, x.view(), (weight, eps), Float::F32)?)
+    M::of(rms_normed(compute, x.view(), RmsNormParams { weight, eps }, Float::F32)?)
 }
 
 /// The same in the wanted form, where the device has it.
 pub(crate) fn rms_normed(
     compute: &Compute,
     x: MatrixView<'_>,
-    (weight, eps): (&Tensor, f32),
+    params: RmsNormParams<'_>,
     form: Float,
 ) -> Result<Matrix, ModelError> {
     let _timer = compute.time(Op::Norm);
     let (m, row) = x.dims2()?;
-    let width = weight.dims1()?;
+    let width = params.weight.dims1()?;
     if width == 0 || row % width != 0 {
         return Err(ModelError::Input(format!("a norm of {width} elements for rows of {row}")));
     }
     match compute.kernels() {
-        KernelSet::Reference if row == width => Ok(reference(x.tensor()?, weight, eps)?.into()),
+        KernelSet::Reference if row == width => Ok(reference(x.tensor()?, params)?.into()),
         KernelSet::Reference => {
             let groups = x.tensor()?.contiguous()?.reshape((m * (row / width), width))?;
-            Ok(reference(&groups, weight, eps)?.reshape((m, row))?.into())
+            Ok(reference(&groups, params)?.reshape((m, row))?.into())
         }
         #[cfg(feature = "cuda")]
-        KernelSet::Cuda => {
-            let weights = NormWeights { weight, bias: None, eps };
-            Ok(super::cuda::elementwise::norm(compute, x.tensor()?, &weights)?.into())
-        }
-        _ => cpu::norm::norm(compute, x, &NormWeights { weight, bias: None, eps }, form),
+        KernelSet::Cuda => Ok(super::cuda::elementwise::norm(compute, x.tensor()?, &params.into())?.into()),
+        _ => cpu::norm::norm(compute, x, &params.into(), form),
     }
 }
 
@@ -54,40 +58,47 @@ pub fn add_rms_norm<M: Operand>(
     weight: &Tensor,
     eps: f32,
 ) -> Result<(M, M), ModelError> {
-    let (sum, normed) = rms_summed(compute, (residual.view(), x.view()), (weight, eps), Float::F32)?;
+    let (sum, normed) = rms_summed(compute, residual.view(), x.view(), RmsNormParams { weight, eps }, Float::F32)?;
     Ok((M::of(sum)?, M::of(normed)?))
 }
 
 /// The same with the norm in the wanted form, where the device has it.
 pub(crate) fn rms_summed(
     compute: &Compute,
-    (residual, x): (MatrixView<'_>, MatrixView<'_>),
-    (weight, eps): (&Tensor, f32),
+    residual: MatrixView<'_>,
+    x: MatrixView<'_>,
+    params: RmsNormParams<'_>,
     form: Float,
 ) -> Result<(Matrix, Matrix), ModelError> {
     let _timer = compute.time(Op::Norm);
-    check_width(x, weight)?;
+    check_width(x, params.weight)?;
     check_residual(residual, x)?;
     match compute.kernels() {
         KernelSet::Reference => {
             let sum = (residual.tensor()? + x.tensor()?)?;
-            let normed = reference(&sum, weight, eps)?;
+            let normed = reference(&sum, params)?;
             Ok((sum.into(), normed.into()))
         }
         #[cfg(feature = "cuda")]
         KernelSet::Cuda => {
-            let (residual, x, weights) = (residual.tensor()?, x.tensor()?, NormWeights { weight, bias: None, eps });
-            let (sum, normed) = super::cuda::elementwise::add_norm(compute, residual, x, &weights)?;
+            let (residual, x) = (residual.tensor()?, x.tensor()?);
+            let (sum, normed) = super::cuda::elementwise::add_norm(compute, residual, x, &params.into())?;
             Ok((sum.into(), normed.into()))
         }
-        _ => cpu::norm::add_norm(compute, (residual, x), &NormWeights { weight, bias: None, eps }, form),
+        _ => cpu::norm::add_norm(compute, residual, x, &params.into(), form),
     }
 }
 
-fn reference(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor, ModelError> {
+impl<'a> From<RmsNormParams<'a>> for NormWeights<'a> {
+    fn from(params: RmsNormParams<'a>) -> Self {
+        Self { weight: params.weight, bias: None, eps: params.eps }
+    }
+}
+
+fn reference(x: &Tensor, params: RmsNormParams<'_>) -> Result<Tensor, ModelError> {
     let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
-    let normed = x.broadcast_div(&(mean + f64::from(eps))?.sqrt()?)?;
-    Ok(normed.broadcast_mul(weight)?)
+    let normed = x.broadcast_div(&(mean + f64::from(params.eps))?.sqrt()?)?;
+    Ok(normed.broadcast_mul(params.weight)?)
 }
 
 pub(super) fn check_residual(residual: MatrixView<'_>, x: MatrixView<'_>) -> Result<(), ModelError> {

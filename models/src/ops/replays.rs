@@ -22,14 +22,15 @@ impl Replays {
     pub(crate) fn run(
         &self,
         compute: &Compute,
-        (input, cache): (&ModelInput, &mut KvCache),
+        input: &ModelInput,
+        cache: &mut KvCache,
         forward: Forward<'_>,
     ) -> Result<Matrix, ModelError> {
         #[cfg(feature = "cuda")]
         if compute.kernels() == super::KernelSet::Cuda {
             // After a panic, what was recorded is as good as before.
             let mut graphs = self.graphs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let (logits, is_replay) = graphs.run(compute, (input, cache), forward)?;
+            let (logits, is_replay) = graphs.run(compute, input, cache, forward)?;
             self.count.fetch_add(u64::from(is_replay), std::sync::atomic::Ordering::Relaxed);
             return Ok(logits.into());
         }

@@ -31,20 +31,15 @@ pub fn store_kv(
     }
     match compute.kernels() {
         kernels if kernels.keeps_rows_equal() => cpu::store_kv::store_kv(compute, k, v, slots, layer),
-        _ => reference(compute, (k, v), slots, layer),
+        _ => reference(compute, k, v, slots, layer),
     }
 }
 
-fn reference(
-    compute: &Compute,
-    (k, v): (&Tensor, &Tensor),
-    slots: &[Slot],
-    layer: &mut KvLayer,
-) -> Result<(), ModelError> {
+fn reference(compute: &Compute, k: &Tensor, v: &Tensor, slots: &[Slot], layer: &mut KvLayer) -> Result<(), ModelError> {
     for (side, cache, x) in [(KvSide::Keys, &layer.k, k), (KvSide::Values, &layer.v, v)] {
         let (at, x) = match layer.format() {
-            KvFormat::F32 | KvFormat::Bf16 => elements(x, slots, (layer, side))?,
-            KvFormat::Int8 => bytes(x, slots, (layer, side))?,
+            KvFormat::F32 | KvFormat::Bf16 => elements(x, slots, layer, side)?,
+            KvFormat::Int8 => bytes(x, slots, layer, side)?,
         };
         let at = Tensor::from_vec(at, x.elem_count(), compute.device())?.to_dtype(DType::I64)?;
         cache.flatten_all()?.scatter_set(&at, &x, 0)?;
@@ -53,19 +48,19 @@ fn reference(
 }
 
 /// Where each element goes, and what it is there.
-fn elements(x: &Tensor, slots: &[Slot], (layer, side): (&KvLayer, KvSide)) -> Result<(Vec<i64>, Tensor), ModelError> {
+fn elements(x: &Tensor, slots: &[Slot], layer: &KvLayer, side: KvSide) -> Result<(Vec<i64>, Tensor), ModelError> {
     let mut at = Vec::with_capacity(x.elem_count());
-    for place in places(slots, (layer, side)) {
+    for place in places(slots, layer, side) {
         at.extend((0..layer.head_dim()).map(|d| (place.first + d * place.stride) as i64));
     }
     Ok((at, x.contiguous()?.flatten_all()?.to_dtype(layer.format().dtype())?))
 }
 
 /// The same of rows in integers, whose scales follow them.
-fn bytes(x: &Tensor, slots: &[Slot], (layer, side): (&KvLayer, KvSide)) -> Result<(Vec<i64>, Tensor), ModelError> {
+fn bytes(x: &Tensor, slots: &[Slot], layer: &KvLayer, side: KvSide) -> Result<(Vec<i64>, Tensor), ModelError> {
     let (mut at, mut bytes) = (Vec::new(), Vec::new());
     let x: Vec<f32> = x.contiguous()?.flatten_all()?.to_vec1()?;
-    for (place, row) in places(slots, (layer, side)).zip(x.chunks_exact(layer.head_dim())) {
+    for (place, row) in places(slots, layer, side).zip(x.chunks_exact(layer.head_dim())) {
         let is = Int8Row::of(row);
         at.extend((0..row.len()).map(|d| (place.first + d * place.stride) as i64));
         bytes.extend(row.iter().map(|value| is.element(*value).cast_unsigned()));
@@ -78,7 +73,7 @@ fn bytes(x: &Tensor, slots: &[Slot], (layer, side): (&KvLayer, KvSide)) -> Resul
 }
 
 /// Of every head of every token, in the order of the rows.
-fn places(slots: &[Slot], (layer, side): (&KvLayer, KvSide)) -> impl Iterator<Item = KvPlace> {
+fn places(slots: &[Slot], layer: &KvLayer, side: KvSide) -> impl Iterator<Item = KvPlace> {
     let of_token = move |slot: &Slot| {
         let slot = slot.0 as usize;
         (0..layer.num_kv_heads()).map(move |head| layer.place(side, slot, head))

@@ -15,14 +15,14 @@ use crate::ops::{self, AttentionParams, AttentionPlan, QkvPreparation, RotaryEmb
 
 pub(super) fn check(trial: &mut Trial) -> Result<(), ModelError> {
     for shape in ATTENTION {
-        attention(trial, ("attention", shape), &AttentionParams::causal(shape.scale()), &SEQUENCES)?;
+        attention(trial, "attention", shape, &AttentionParams::causal(shape.scale()), &SEQUENCES)?;
     }
     for shape in FLAGGED {
         for params in flags_of_attention() {
-            attention(trial, ("attention with flags", shape), &params, &SEQUENCES)?;
+            attention(trial, "attention with flags", shape, &params, &SEQUENCES)?;
         }
         for params in two_sided_attention() {
-            attention(trial, ("attention to both sides", shape), &params, &WHOLE_SEQUENCES)?;
+            attention(trial, "attention to both sides", shape, &params, &WHOLE_SEQUENCES)?;
         }
     }
     QKV.iter().for_each(|(shape, flags)| prepared(trial, *shape, *flags));
@@ -31,7 +31,8 @@ pub(super) fn check(trial: &mut Trial) -> Result<(), ModelError> {
 
 fn attention(
     trial: &mut Trial,
-    (what, shape): (&'static str, Shape),
+    what: &'static str,
+    shape: Shape,
     params: &AttentionParams,
     sequences: &[Range<usize>],
 ) -> Result<(), ModelError> {

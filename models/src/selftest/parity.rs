@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use safetensors::SafeTensors;
 
-use super::trial::{Trial, first_line, furthest, name, unequal};
+use super::trial::{Measured, Trial, first_line, furthest, name, unequal};
 use crate::input::SequenceInput;
 use crate::ops::{Compute, Float};
 use crate::{
@@ -99,7 +99,8 @@ fn check_candidate(trial: &mut Trial, candidate: &Candidate<'_>) {
     for &format in candidate.formats {
         if let Err(error) = check_format(trial, candidate, format) {
             let bodies = [name(trial.subject()), candidate.reference().to_owned()];
-            trial.note(candidate.what, format!("{format:?}"), bodies, (Err(first_line(&error)), 0.0));
+            let measured = Measured { worst: Err(first_line(&error)), allowed: 0.0 };
+            trial.note(candidate.what, format!("{format:?}"), bodies, measured);
         }
     }
 }
@@ -113,7 +114,8 @@ fn check_format(trial: &mut Trial, candidate: &Candidate<'_>, format: Format) ->
         for (measure, worst, allowed) in format.differences(&found, &expected, candidate.top_logprobs(trial.subject()))
         {
             let bodies = [name(trial.subject()), candidate.reference().to_owned()];
-            trial.note(candidate.what, format!("{format:?}, {measure}, {len} tokens"), bodies, (Ok(worst), allowed));
+            let measured = Measured { worst: Ok(worst), allowed };
+            trial.note(candidate.what, format!("{format:?}, {measure}, {len} tokens"), bodies, measured);
         }
         alone.push(found);
     }
@@ -129,9 +131,10 @@ fn check_format(trial: &mut Trial, candidate: &Candidate<'_>, format: Format) ->
     {
         let is_equal = trial.subject().kernels().keeps_rows_equal();
         let top_logprobs = candidate.top_logprobs(trial.subject());
-        for (measure, worst, allowed) in format.against_alone(found, expected, (is_equal, top_logprobs)) {
+        for (measure, worst, allowed) in format.against_alone(found, expected, is_equal, top_logprobs) {
             let bodies = [name(trial.subject()), "itself alone".to_owned()];
-            trial.note(candidate.what, format!("{format:?}, {measure}, {how}"), bodies, (Ok(worst), allowed));
+            let measured = Measured { worst: Ok(worst), allowed };
+            trial.note(candidate.what, format!("{format:?}, {measure}, {how}"), bodies, measured);
         }
     }
     Ok(())
@@ -210,7 +213,8 @@ impl Format {
         self,
         found: &[Vec<f32>],
         alone: &[Vec<f32>],
-        (is_equal, top_logprobs): (bool, f32),
+        is_equal: bool,
+        top_logprobs: f32,
     ) -> Vec<(&'static str, f32, f32)> {
         if is_equal {
             vec![("bits", unequal(&found.concat(), &alone.concat()), 0.0)]

@@ -44,7 +44,7 @@ pub(super) fn check(trial: &mut Trial) -> Result<(), ModelError> {
                 rounded_to_bytes(trial, [rows, inputs, outputs], &parts)?;
             }
             if rows == shapes[0][0] {
-                rows_of_a_table(trial, (dtype, float), (inputs, outputs), &parts);
+                rows_of_a_table(trial, dtype, float, [inputs, outputs], &parts);
             }
         }
     }
@@ -99,8 +99,9 @@ fn stacked(trial: &mut Trial) {
 /// Every row of `parts`, last first.
 fn rows_of_a_table(
     trial: &mut Trial,
-    (dtype, float): (StoredDtype, Float),
-    (inputs, outputs): (usize, usize),
+    dtype: StoredDtype,
+    float: Float,
+    [inputs, outputs]: [usize; 2],
     parts: &[WeightPart<'_>],
 ) {
     let tokens: Vec<u32> = (0..outputs as u32).rev().collect();

@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::parity::{Candidate, Format, Rows, candidates};
-use super::trial::{Trial, first_line, name, unequal};
+use super::trial::{Measured, Trial, first_line, name, unequal};
 use crate::input::SequenceInput;
 use crate::{BlockId, CausalLm, Decoder, ModelError, ModelInput, TokenId};
 
@@ -21,7 +21,7 @@ pub(super) fn check(trial: &mut Trial) {
     for candidate in candidates() {
         for &format in candidate.formats {
             if let Err(error) = check_candidate(trial, &candidate, format) {
-                note(trial, &candidate, format!("{format:?}"), (Err(first_line(&error)), 0.0));
+                note(trial, &candidate, format!("{format:?}"), Err(first_line(&error)), 0.0);
             }
         }
     }
@@ -37,17 +37,17 @@ fn check_candidate(trial: &mut Trial, candidate: &Candidate<'_>, format: Format)
             _ => vec![("bits", unequal(&found.concat(), &expected.concat()), 0.0)],
         };
         for (measure, worst, allowed) in differences {
-            note(trial, candidate, format!("{format:?}, {measure}, {batch} sequences"), (Ok(worst), allowed));
+            note(trial, candidate, format!("{format:?}, {measure}, {batch} sequences"), Ok(worst), allowed);
         }
         let missing = (STEPS - 1) as f32 - (model.num_replays() - replays) as f32;
-        note(trial, candidate, format!("{format:?}, steps not replayed, {batch} sequences"), (Ok(missing), 0.0));
+        note(trial, candidate, format!("{format:?}, steps not replayed, {batch} sequences"), Ok(missing), 0.0);
     }
     Ok(())
 }
 
-fn note(trial: &mut Trial, candidate: &Candidate<'_>, at: String, measured: (Result<f32, String>, f32)) {
+fn note(trial: &mut Trial, candidate: &Candidate<'_>, at: String, worst: Result<f32, String>, allowed: f32) {
     let bodies = [name(trial.subject()), "launch by launch".to_owned()];
-    trial.note("replayed steps", format!("{}, {at}", candidate.name), bodies, measured);
+    trial.note("replayed steps", format!("{}, {at}", candidate.name), bodies, Measured { worst, allowed });
 }
 
 /// The logits of every step that generates, as they are served and launch by launch.

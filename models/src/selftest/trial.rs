@@ -14,6 +14,12 @@ pub(super) struct Trial {
     checks: Vec<Check>,
 }
 
+/// How far one result is from another, as [`Check`] has it, and how far it may be before the trial's factor.
+pub(super) struct Measured {
+    pub(super) worst: Result<f32, String>,
+    pub(super) allowed: f32,
+}
+
 /// An op on the bodies that it is given.
 pub(super) type Run<'a> = &'a dyn Fn(&Compute) -> Result<Vec<f32>, ModelError>;
 
@@ -55,10 +61,11 @@ impl Trial {
         let expected = run(&self.reference);
         let first = run(&self.subjects[0]);
         let worst = between(&first, &expected, furthest);
-        self.note(what, at.clone(), [name(&self.subjects[0]), name(&self.reference)], (worst, allowed));
+        self.note(what, at.clone(), [name(&self.subjects[0]), name(&self.reference)], Measured { worst, allowed });
         for index in 1..self.subjects.len() {
             let worst = between(&run(&self.subjects[index]), &first, unequal);
-            self.note(what, at.clone(), [name(&self.subjects[index]), name(&self.subjects[0])], (worst, 0.0));
+            let bodies = [name(&self.subjects[index]), name(&self.subjects[0])];
+            self.note(what, at.clone(), bodies, Measured { worst, allowed: 0.0 });
         }
     }
 
@@ -71,17 +78,12 @@ impl Trial {
         run: Run<'_>,
     ) {
         let worst = between(&run(compute), &run(&self.reference), furthest);
-        self.note(what, at, [name(compute), name(&self.reference)], (worst, allowed));
+        self.note(what, at, [name(compute), name(&self.reference)], Measured { worst, allowed });
     }
 
     /// One thing more that was compared.
-    pub(super) fn note(
-        &mut self,
-        what: &'static str,
-        at: String,
-        [bodies, against]: [String; 2],
-        (worst, allowed): (Result<f32, String>, f32),
-    ) {
+    pub(super) fn note(&mut self, what: &'static str, at: String, [bodies, against]: [String; 2], measured: Measured) {
+        let Measured { worst, allowed } = measured;
         self.checks.push(Check { what, at, bodies, against, worst, allowed: allowed * self.factor });
     }
 }

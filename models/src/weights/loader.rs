@@ -55,7 +55,8 @@ impl<'a> WeightLoader<'a> {
     pub(crate) fn new(
         files: &'a CheckpointFiles,
         index: TensorIndex,
-        (compute, dtype): (&'a Compute, WeightDtype),
+        compute: &'a Compute,
+        dtype: WeightDtype,
         report: LoadWatch<'a>,
     ) -> Self {
         let mut remaining = vec![0; index.shards.len()];
@@ -114,7 +115,7 @@ impl<'a> WeightLoader<'a> {
         }
         let copied = |bytes: &[u8]| self.maps.iter().flatten().for_each(|map| map.release(bytes));
         let dtype = packed_dtype(self.dtype, in_features);
-        let packed = PackedWeight::pack_telling(self.compute, dtype, in_features, (&pieces, &copied))?;
+        let packed = PackedWeight::pack_telling(self.compute, dtype, in_features, &pieces, &copied)?;
         for tensor in &located {
             self.done(tensor)?;
         }

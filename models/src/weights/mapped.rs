@@ -32,11 +32,11 @@ impl FileBytes {
         let metadata = file.metadata()?;
         let file_bytes = metadata.len();
         let is_read = may_go_away(path, &metadata);
-        let bytes = if is_read { Self::read(file, (file_bytes, most))? } else { Self::map(&file)? };
+        let bytes = if is_read { Self::read(file, file_bytes, most)? } else { Self::map(&file)? };
         Ok((bytes, file_bytes))
     }
 
-    fn read(file: File, (file_bytes, most): (u64, u64)) -> io::Result<Self> {
+    fn read(file: File, file_bytes: u64, most: u64) -> io::Result<Self> {
         let mut bytes = Vec::new();
         // As long as they are: what grows may take twice that.
         bytes.try_reserve_exact(file_bytes.min(most) as usize).map_err(|_| io::ErrorKind::OutOfMemory)?;

@@ -11,6 +11,7 @@ use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::coding::Coding;
+use crate::config::no_json;
 use crate::{ModelError, StoredDtype};
 
 /// A header of a hundred thousand tensors is about 12 MB.
@@ -64,7 +65,12 @@ pub(super) fn read_header(file: &Path, head: &[u8], file_bytes: u64) -> Result<V
     let Some(header) = rest.get(..length as usize) else {
         return Err(damaged(format!("claims {length} bytes, the file has {}; fetch it again", rest.len())));
     };
-    let Header(mut entries) = serde_json::from_slice(header).map_err(|error| damaged(error.to_string()))?;
+    let Header(mut entries) = serde_json::from_slice(header).map_err(|error| {
+        damaged(match error.is_syntax() || error.is_eof() {
+            true => format!("its JSON is {}; fetch the file again", no_json(&error)),
+            false => error.to_string(),
+        })
+    })?;
     entries.sort_by_key(|(_, info)| info.data_offsets);
     let data_start = LENGTH_BYTES + length as usize;
     let available = (file_bytes as usize).saturating_sub(data_start);

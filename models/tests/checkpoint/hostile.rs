@@ -180,6 +180,7 @@ fn json_that_is_damaged_deep_or_huge_is_refused() {
     let config = |text: String| Tiny::new().with_file("config.json", text);
     refused(&config(String::new()), "config.json", "JSON", "EOF");
     refused(&config("{\"architectures\":".into()), "config.json", "JSON", "EOF");
+    refused(&config("nope".into()), "config.json", "JSON", "not valid at line 1, column 2 (");
     refused(&config("[]".into()), "config.json", "JSON", "object");
     refused(&config("[".repeat(100_000)), "config.json", "JSON", "recursion");
     refused(&config("{\"a\":".repeat(100_000)), "config.json", "JSON", "recursion");
@@ -202,7 +203,7 @@ fn headers_that_break_the_format_are_refused_with_the_tensor() {
     header(u64::MAX.to_le_bytes().to_vec(), "at most");
     header((1u64 << 40).to_le_bytes().to_vec(), "at most");
     header(100u64.to_le_bytes().to_vec(), "fetch it again");
-    header(raw("", 0), "EOF");
+    header(raw("", 0), "its JSON is not valid at line 1, column 0 (EOF");
     header(raw("[]", 0), "an object of tensors");
     header(raw("{\"a\":", 0), "EOF");
     header(raw("{\"a\": 7}", 0), "a:");

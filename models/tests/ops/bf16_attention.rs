@@ -28,8 +28,7 @@ fn assert_all_same(what: &str, outputs: &[(Compute, Tensor)]) {
 }
 
 /// With queries that are bf16 numbers, so that their rounding is not the error.
-fn world(params: AttentionParams, heads: (usize, usize, usize), lengths: &[usize]) -> World {
-    let (num_kv_heads, group, head_dim) = heads;
+fn world(params: AttentionParams, num_kv_heads: usize, group: usize, head_dim: usize, lengths: &[usize]) -> World {
     let mut world = World::with(params, shape(num_kv_heads, group, head_dim, 16, KvFormat::Bf16), lengths);
     for sequence in &mut world.sequences {
         sequence.q = sequence.q.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
@@ -49,7 +48,7 @@ fn it_equals_the_reference_with_every_feature_on_any_number_of_threads() {
             let what = format!("heads of {head_dim}, {params:?}");
             // The weight of a key alone is 1.
             let is_exact = head_dim % 2 == 1 || params.window == Some(1);
-            let world = world(params, (num_kv_heads, group, head_dim), &[1, 2, 16, 17, 75]);
+            let world = world(params, num_kv_heads, group, head_dim, &[1, 2, 16, 17, 75]);
             let want = world.step(&reference(), &mut zeroed(&world), &world.whole());
             let run = |compute: Compute| (compute.clone(), world.step(&compute, &mut world.cache(), &world.whole()));
             let outputs: Vec<_> = bodies().into_iter().map(run).collect();
@@ -66,7 +65,7 @@ fn it_equals_the_reference_with_every_feature_on_any_number_of_threads() {
 fn chunks_and_company_give_the_bits_of_the_whole() {
     for params in variants(4, 24) {
         let what = format!("{params:?}");
-        let world = world(params, (2, 2, 24), &[83, 40]);
+        let world = world(params, 2, 2, 24, &[83, 40]);
         bodies().iter().for_each(|compute| chunks_and_company_change_nothing(&what, &world, compute));
     }
 }
@@ -74,7 +73,7 @@ fn chunks_and_company_give_the_bits_of_the_whole() {
 /// Two spans and some, on threads that take heads or spans.
 #[test]
 fn spans_and_heads_of_a_task_change_no_bit() {
-    let world = world(AttentionParams::causal(0.2), (4, 2, 32), &[1051, 1050, 1030]);
+    let world = world(AttentionParams::causal(0.2), 4, 2, 32, &[1051, 1050, 1030]);
     let last = [(0, 1050..1051), (1, 1049..1050), (2, 1029..1030)];
     let run = |compute: Compute| {
         let mut cache = world.cache();

@@ -254,7 +254,7 @@ impl From<BatchError> for ApiError {
 }
 
 /// `param`: the field that asked for the grammar.
-pub(crate) fn grammar_refused(error: &GrammarError, (model, param): (&str, &str)) -> ApiError {
+pub(crate) fn grammar_refused(error: &GrammarError, model: &str, param: &str) -> ApiError {
     if error.is_request_fault() {
         return invalid(param, error);
     }

@@ -94,7 +94,7 @@ pub(crate) fn room_beside(longest: usize, prompt_tokens: usize, asked: AskedLeng
         (Some(room @ 1..), None) => Ok(room.min(DEFAULT_ANSWER_TOKENS)),
         _ => {
             let bound = format!("These models can be compared on a text of {longest} tokens");
-            Err(overflow((&bound, longest), prompt_tokens, asked))
+            Err(overflow(&bound, longest, prompt_tokens, asked))
         }
     }
 }

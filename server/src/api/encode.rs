@@ -23,8 +23,7 @@ use super::reserve::{Patience, reserve_with};
 use super::routes::require;
 use super::state::{AppState, ServedModel};
 use super::wire::texts::{TextItem, Texts, Truncate};
-use crate::gateway::account::ServiceClass;
-use crate::gateway::{Account, Ask, Caller, Encoding, PrefixHint, ReplicaRefusal, Reservation, Scope};
+use crate::gateway::{Account, Ask, Caller, Encoding, PrefixHint, ReplicaRefusal, Reservation};
 use crate::text::{AddSpecialTokens, FramedText, SpecialTokens, TextFrame, TextModel};
 
 /// Texts of one request that are in the lane at the same time.
@@ -68,8 +67,11 @@ pub(crate) async fn encode(
     context.sign(&mut attribution);
     let framed = frame(state, model, texts).await?;
     let tokens = framed.iter().map(|(_, text)| text.tokens.len()).sum::<usize>();
-    let class = if context.scope == Scope::Batch { ServiceClass::Batch } else { context.caller.classes.grant(None) };
-    let ask = Ask { class, attribution, ..Ask::new(&model.name, u32::try_from(tokens).unwrap_or(u32::MAX), 0) };
+    let ask = Ask {
+        class: context.class(None),
+        attribution,
+        ..Ask::new(&model.name, u32::try_from(tokens).unwrap_or(u32::MAX), 0)
+    };
     let mut reservation = reserve_with(Patience::of(1, context.scope), state, &context.caller, &ask).await?;
     charge_to(context.origin.as_ref(), std::iter::once(&mut reservation));
     let mut running = Running::start(state, context, model, framed, reservation)?;

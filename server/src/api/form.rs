@@ -73,7 +73,7 @@ impl WantedForm {
     ) -> Result<CompiledGrammar, ApiError> {
         model.grammars.compile_answer(form, bounds).map_err(|error| {
             let param = self.at_fault(model, bounds).map_or(TOOLS, |structure| structure.param.as_str());
-            grammar_refused(&error, (&model.name, param))
+            grammar_refused(&error, &model.name, param)
         })
     }
 

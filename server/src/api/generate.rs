@@ -35,7 +35,7 @@ use super::state::{AppState, Serving};
 use super::wire::answer::{self, Billing};
 use super::wire::choices::Choices;
 use super::wire::forward::Outgoing;
-use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
+use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding, ReadRequest};
 use super::wire::tier::tier_name;
 use crate::gateway::account::ServiceClass;
 use crate::gateway::replica::ReplicaRefusal;
@@ -67,6 +67,11 @@ impl RequestContext {
 
     pub(super) fn ends_at(&self, state: &AppState) -> Duration {
         self.arrived.saturating_add(self.time_allowed(state))
+    }
+
+    /// How urgent a request is that asks to be `asked`. Those of batches are that, whatever they ask.
+    pub(super) fn class(&self, asked: Option<ServiceClass>) -> ServiceClass {
+        if self.scope == Scope::Batch { ServiceClass::Batch } else { self.caller.classes.grant(asked) }
     }
 
     /// Writes down who asks for somebody else.
@@ -101,9 +106,11 @@ pub(crate) struct ServedAs {
 
 impl Admitted {
     pub(crate) fn new(
-        (prompts, choices): (Vec<LivePrompt>, Choices),
+        prompts: Vec<LivePrompt>,
+        choices: Choices,
         served_as: ServedAs,
-        (ends_at, place): (Duration, OwnedSemaphorePermit),
+        ends_at: Duration,
+        place: OwnedSemaphorePermit,
     ) -> Self {
         Self { prompts, num_choices: choices.shown.get() as usize, served_as, ends_at, _place: place }
     }
@@ -113,19 +120,20 @@ impl Admitted {
 pub(crate) async fn admit(
     state: &AppState,
     context: RequestContext,
-    (prompt, mut request): (Prompt, GenerateRequest),
+    mut read: ReadRequest,
     outgoing: Option<Outgoing>,
 ) -> Result<Admitted, ApiError> {
-    context.sign(&mut request.attribution);
+    context.sign(&mut read.generate.attribution);
     let serving = state.serving();
-    let remote = serving.remote(&request.model).filter(|model| state.sees(&context.caller, &model.name)).cloned();
+    let remote = serving.remote(&read.generate.model).filter(|model| state.sees(&context.caller, &model.name)).cloned();
     let outgoing = match (remote, outgoing) {
         (Some(model), Some(outgoing)) => {
-            return admit_remote(state, context, (serving, model), (prompt, request), outgoing).await;
+            return admit_remote(state, context, (serving, model), read, outgoing).await;
         }
         (_, outgoing) => outgoing,
     };
-    let ends_at = context.ends_at(state);
+    let ReadRequest { prompt, generate: request, .. } = read;
+    let (ends_at, class) = (context.ends_at(state), context.class(request.class));
     let RequestContext { caller, place, arrived, scope, origin, shadow } = context;
     state.readiness().admit()?;
     require(&caller, scope)?;
@@ -139,8 +147,7 @@ pub(crate) async fn admit(
         return Err(ReplicaRefusal::QueueFull.into());
     }
     let shape = Shape::of(&prompt, &request);
-    let class = if scope == Scope::Batch { ServiceClass::Batch } else { caller.classes.grant(request.class) };
-    let Prepared { prompts, bad_words, constraint } = prepare(state, (&caller, &model), prompt, &request).await?;
+    let Prepared { prompts, bad_words, constraint } = prepare(state, &caller, &model, prompt, &request).await?;
     check_token_ids(&request, &prompts, &model)?;
     let admission = Admission {
         state,
@@ -159,7 +166,7 @@ pub(crate) async fn admit(
         class,
         read_again: 0,
         settle_at: SettleAt::LastToken,
-        shadow: shadow::suited(state, shadow, (&request, &prompts)),
+        shadow: shadow::suited(state, shadow, &request, &prompts),
     };
     let patience = Patience::of(prompts.len(), scope);
     let mut tickets = admission.reserve_all(prompts, patience).await?;
@@ -173,7 +180,7 @@ pub(crate) async fn admit(
     let fingerprint = ran_here.then(|| model.fingerprint.clone());
     let served_as =
         ServedAs { model: model.name.clone(), fingerprint, tier: ran_here.then(|| tier_name(class)), billing };
-    Ok(Admitted::new((prompts, request.choices), served_as, (ends_at, place)))
+    Ok(Admitted::new(prompts, request.choices, served_as, ends_at, place))
 }
 
 /// What of the prompt's kind outlives the prompt.
@@ -352,7 +359,7 @@ impl Admission<'_> {
         let Ticket { prompt, max_tokens, reservation } = ticket;
         let class = reservation.class();
         let for_engine = || {
-            let request = self.engine_request(&prompt, (max_tokens, class));
+            let request = self.engine_request(&prompt, max_tokens, class);
             let writers = self.writers(prompt.clone(), &request);
             (request, writers)
         };
@@ -388,7 +395,7 @@ impl Admission<'_> {
         UpstreamJob { call, kind, prompt: count, max_tokens, sent, text }
     }
 
-    fn engine_request(&self, prompt: &EncodedPrompt, (max_tokens, class): (u32, ServiceClass)) -> EngineRequest {
+    fn engine_request(&self, prompt: &EncodedPrompt, max_tokens: u32, class: ServiceClass) -> EngineRequest {
         let output = &self.request.output;
         let sampling = &self.request.sampling;
         let mut sampling = sampling.to_engine(&self.model.defaults, &self.model.eos_token_ids, max_tokens);
@@ -427,7 +434,7 @@ impl Admission<'_> {
         let Choices { shown, drawn } = self.request.choices;
         let recorder = self.shadow.as_ref();
         let recorder =
-            recorder.map(|shadow| AnswerRecorder::new(self.state, shadow, (&self.model.name, &spec.prompt.tokens)));
+            recorder.map(|shadow| AnswerRecorder::new(self.state, shadow, &self.model.name, &spec.prompt.tokens));
         let of_choices = (0..drawn.get()).map(|_| Writer::new(spec.clone())).collect();
         let ranking = self.request.choices.are_ranked().then(|| Ranking::new(shown, drawn));
         Writers { of_choices, ranking, settle_at: self.settle_at, recorder }

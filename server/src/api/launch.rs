@@ -213,7 +213,7 @@ impl Launch<'_> {
         self.count_try(side, started.as_ref().map(|_| ()).map_err(|not| not.failure.as_ref()));
         match started {
             Ok((relay, first)) => {
-                let relayed = RelayedChoice::new(relay, (reader, first), (self.meter(), job.sent));
+                let relayed = RelayedChoice::new(relay, reader, first, self.meter(), job.sent);
                 Ok(LivePrompt::Upstream(Box::new(relayed)))
             }
             Err(not_relayed) => {

@@ -50,7 +50,7 @@ pub(crate) async fn lease(state: &AppState, model: &str) -> Result<Option<Lease>
             Some(Asked::Ready(in_use)) => return in_memory(state, model, in_use).map(Some),
             Some(Asked::Coming(coming)) => {
                 let left = patience.saturating_sub(state.clock().now().saturating_sub(asked));
-                wait(place.insert(coming), (model, left)).await?;
+                wait(place.insert(coming), model, left).await?;
             }
         }
     }
@@ -104,7 +104,7 @@ fn in_memory(state: &AppState, model: &str, in_use: InUse) -> Result<Lease, ApiE
 }
 
 /// For the next change, unless what is left of the patience is spent before, or will be. Nobody waits for pinned models.
-async fn wait(place: &mut Waiting, (model, left): (&str, Duration)) -> Result<(), ApiError> {
+async fn wait(place: &mut Waiting, model: &str, left: Duration) -> Result<(), ApiError> {
     if let Some(why @ HeldUp::ByPins) = place.held_up() {
         return Err(model_has_no_room(model, why, Duration::ZERO));
     }

@@ -81,7 +81,8 @@ pub(crate) async fn find_generator(state: &AppState, caller: &Caller, name: &str
 /// Off the async threads.
 pub(crate) async fn prepare(
     state: &AppState,
-    (caller, model): (&Caller, &Lease),
+    caller: &Caller,
+    model: &Lease,
     prompt: Prompt,
     request: &GenerateRequest,
 ) -> Result<Prepared, ApiError> {
@@ -89,7 +90,7 @@ pub(crate) async fn prepare(
     let (bad_words, wanted) = (request.sampling.bad_words.clone(), WantedForm::of(&prompt, request.structure.clone()));
     let model = model.clone();
     let read = move || {
-        let prompts = encode_all((&model.name, &model.text), prompt, now);
+        let prompts = encode_all(&model.name, &model.text, prompt, now);
         let prompts = prompts.map_err(|error| beside_context(error, &model))?;
         let bad_words = spell_bad_words(&model.text.tokenizer, &bad_words)?;
         let first = prompts.first().map_or(&[][..], |prompt| &prompt.tokens);
@@ -98,7 +99,7 @@ pub(crate) async fn prepare(
     };
     let (prompts, bad_words, form) = state.text_work().run(read).await?;
     let constraint = match form {
-        Some(form) => Some(compile(state, &caller.account.path, form).await?),
+        Some((form, wanted, model)) => Some(compile(state, &caller.account.path, form, wanted, model).await?),
         None => None,
     };
     Ok(Prepared { prompts, bad_words, constraint })
@@ -107,7 +108,9 @@ pub(crate) async fn prepare(
 async fn compile(
     state: &AppState,
     account: &AccountPath,
-    (form, wanted, model): (AnswerForm, WantedForm, Arc<ServedModel>),
+    form: AnswerForm,
+    wanted: WantedForm,
+    model: Arc<ServedModel>,
 ) -> Result<CompiledGrammar, ApiError> {
     let (bounds, param) = (state.config().grammar, wanted.param().to_owned());
     state.grammar_work().run(account, &param, move || wanted.compile(&form, &model, &bounds)).await
@@ -119,18 +122,19 @@ pub(crate) async fn encode(
     model: &ServedModel,
     prompt: Prompt,
 ) -> Result<Vec<EncodedPrompt>, ApiError> {
-    encode_text(state, (&model.name, &model.text), prompt).await.map_err(|error| beside_context(error, model))
+    encode_text(state, &model.name, &model.text, prompt).await.map_err(|error| beside_context(error, model))
 }
 
 /// The same, for a model of which only the text side is here.
 pub(crate) async fn encode_text(
     state: &AppState,
-    (model, text): (&str, &Arc<TextModel>),
+    model: &str,
+    text: &Arc<TextModel>,
     prompt: Prompt,
 ) -> Result<Vec<EncodedPrompt>, ApiError> {
     let (model, text) = (model.to_owned(), Arc::clone(text));
     let now = state.clock().wall();
-    state.text_work().run(move || encode_all((&model, &text), prompt, now)).await
+    state.text_work().run(move || encode_all(&model, &text, prompt, now)).await
 }
 
 /// A text that is too long to be counted in tokens is refused with both numbers too: its bytes, and the model's tokens.
@@ -141,23 +145,20 @@ fn beside_context(error: ApiError, model: &ServedModel) -> ApiError {
     error.also(&format!("This model's context length is {} tokens.", model.max_model_len))
 }
 
-fn encode_all(
-    (model, text): (&str, &TextModel),
-    prompt: Prompt,
-    now: Duration,
-) -> Result<Vec<EncodedPrompt>, ApiError> {
+fn encode_all(model: &str, text: &TextModel, prompt: Prompt, now: Duration) -> Result<Vec<EncodedPrompt>, ApiError> {
     let names = prompt.names();
     match prompt {
-        Prompt::Chat(chat) => Ok(vec![encode_chat((model, text), &chat, now)?]),
+        Prompt::Chat(chat) => Ok(vec![encode_chat(model, text, &chat, now)?]),
         Prompt::Completions { prompts, add_special_tokens } => {
             let add = if add_special_tokens { AddSpecialTokens::Yes } else { AddSpecialTokens::No };
-            prompts.into_iter().zip(names).map(|prompt| encode_completion((model, text), prompt, add)).collect()
+            let named = prompts.into_iter().zip(names);
+            named.map(|(prompt, field)| encode_completion(model, text, prompt, field, add)).collect()
         }
     }
 }
 
 /// With the field at fault, where another one would do. `prompt`: what the caller calls the text.
-fn named((model, prompt): (&str, &str), error: TextError) -> ApiError {
+fn named(model: &str, prompt: &str, error: TextError) -> ApiError {
     let at_fault = match &error {
         TextError::CannotContinue(_) => Some("continue_final_message"),
         TextError::TooLong { .. }
@@ -193,8 +194,8 @@ fn written_bad_word(word: &str) -> Vec<String> {
     }
 }
 
-fn encode_chat((model, text): (&str, &TextModel), chat: &ChatPrompt, now: Duration) -> Result<EncodedPrompt, ApiError> {
-    let tokens = tokens_of_chat(text, chat, now)?.map_err(|error| not_encoded((model, text), (chat, now), error))?;
+fn encode_chat(model: &str, text: &TextModel, chat: &ChatPrompt, now: Duration) -> Result<EncodedPrompt, ApiError> {
+    let tokens = tokens_of_chat(text, chat, now)?.map_err(|error| not_encoded(model, text, chat, now, error))?;
     Ok(EncodedPrompt { tokens, written: None, field: chat.field.to_owned() })
 }
 
@@ -228,7 +229,7 @@ fn tokens_of_chat(
 
 /// A template may break on what one request alone brings along, which is no fault of the model: then it does not break
 /// without that.
-fn not_encoded((model, text): (&str, &TextModel), (chat, now): (&ChatPrompt, Duration), error: TextError) -> ApiError {
+fn not_encoded(model: &str, text: &TextModel, chat: &ChatPrompt, now: Duration, error: TextError) -> ApiError {
     let is_broken = matches!(error, TextError::TemplateBroken(_));
     let plainer = if is_broken { chat.plainer() } else { Vec::new() };
     let is_well = |chat: &ChatPrompt| match tokens_of_chat(text, chat, now) {
@@ -238,7 +239,7 @@ fn not_encoded((model, text): (&str, &TextModel), (chat, now): (&ChatPrompt, Dur
     let at_fault = plainer.into_iter().find(|(_, chat)| is_well(chat));
     match at_fault.map(|(field, _)| field) {
         Some(field) => invalid(&field, error),
-        None => named((model, chat.field), error),
+        None => named(model, chat.field, error),
     }
 }
 
@@ -261,15 +262,17 @@ fn template_variables(chat: &ChatPrompt, source: &str) -> Result<Map<String, Val
 }
 
 fn encode_completion(
-    (model, text): (&str, &TextModel),
-    (prompt, field): (CompletionPrompt, String),
+    model: &str,
+    text: &TextModel,
+    prompt: CompletionPrompt,
+    field: String,
     add: AddSpecialTokens,
 ) -> Result<EncodedPrompt, ApiError> {
     match prompt {
         CompletionPrompt::Tokens(tokens) => Ok(EncodedPrompt { tokens, written: None, field }),
         CompletionPrompt::Text(written) => {
             let tokens = text.tokenizer.encode(&written, add, SpecialTokens::Parse);
-            let tokens = tokens.map_err(|error| named((model, &field), error))?;
+            let tokens = tokens.map_err(|error| named(model, &field, error))?;
             Ok(EncodedPrompt { tokens, written: Some(written), field })
         }
     }
@@ -350,12 +353,12 @@ pub(crate) fn room_for_answer(
 
 pub(crate) fn context_overflow(max_model_len: usize, prompt_tokens: usize, asked: AskedLength<'_>) -> ApiError {
     let bound = format!("This model's context length is {max_model_len} tokens");
-    overflow((&bound, max_model_len), prompt_tokens, asked)
+    overflow(&bound, max_model_len, prompt_tokens, asked)
 }
 
 /// Prompt and answer are more than `most` tokens together, which is what `bound` says. At fault is the prompt where no answer
 /// is short enough.
-pub(crate) fn overflow((bound, most): (&str, usize), prompt_tokens: usize, asked: AskedLength<'_>) -> ApiError {
+pub(crate) fn overflow(bound: &str, most: usize, prompt_tokens: usize, asked: AskedLength<'_>) -> ApiError {
     let (prompt, field) = (asked.prompt, asked.field.as_str());
     if prompt_tokens >= most {
         let no_room = if prompt_tokens == most { ", which leaves none for the answer" } else { "" };

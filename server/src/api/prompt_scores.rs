@@ -22,12 +22,12 @@ use super::routes::require;
 use super::state::AppState;
 use super::wire::answer::AnswerHead;
 use super::wire::prompt_scores::{Scorer, comparison_answer};
-use super::wire::request::{GenerateRequest, Prompt};
+use super::wire::request::ReadRequest;
 use super::wire::tier::tier_name;
 use super::wire::usage::sum_usage;
 use crate::gateway::account::ServiceClass;
 use crate::gateway::comparison::{self, ComparedText};
-use crate::gateway::{Ask, Attribution, ComparedPrompt, ReplicaRefusal, Reservation, Scope};
+use crate::gateway::{Ask, Attribution, ComparedPrompt, ReplicaRefusal, Reservation};
 use crate::units::saturating_u32;
 
 const FIELD: &str = "prompt_scores_against";
@@ -36,13 +36,15 @@ const FIELD: &str = "prompt_scores_against";
 pub(crate) async fn compare(
     state: &AppState,
     context: RequestContext,
-    (prompt, mut request, against): (Prompt, GenerateRequest, &str),
+    read: ReadRequest,
+    against: &str,
     head: AnswerHead,
 ) -> Result<Response, ApiError> {
+    let ReadRequest { prompt, generate: mut request, .. } = read;
     context.sign(&mut request.attribution);
     state.readiness().admit()?;
     require(&context.caller, context.scope)?;
-    let models = find_pair(state, &context, (&request.model, against)).await?;
+    let models = find_pair(state, &context, &request.model, against).await?;
     let prompts = encode(state, &models[0], prompt).await?;
     check_token_ids(&request, &prompts, &models[0])?;
     let longest = longest_text(state, &state.serving(), &models).map_err(|error| error.at_fault_is(FIELD))?;
@@ -51,10 +53,7 @@ pub(crate) async fn compare(
         models.iter().try_for_each(|model| room_for_answer(model, tokens, nothing).map(drop))?;
         room_beside(longest, tokens, nothing)?;
     }
-    let class = match context.scope {
-        Scope::Batch => ServiceClass::Batch,
-        _ => context.caller.classes.grant(request.class),
-    };
+    let class = context.class(request.class);
     let comparison = Pairing { state, context: &context, models: &models, class, attribution: &request.attribution };
     let reservations = comparison.reserve_all(&prompts)?;
     let head = AnswerHead {
@@ -70,15 +69,16 @@ pub(crate) async fn compare(
         ApiError::new(ErrorKind::RequestTimeout, message)
     })??;
     let [first, second] = &models;
-    let scored_by = (first.digest, Scorer { name: &second.name, digest: second.digest });
-    Ok(Json(comparison_answer(&head, scored_by, &compared, running.close())).into_response())
+    let against = Scorer { name: &second.name, digest: second.digest };
+    Ok(Json(comparison_answer(&head, first.digest, against, &compared, running.close())).into_response())
 }
 
 /// Step 1.
 async fn find_pair(
     state: &AppState,
     context: &RequestContext,
-    (first, second): (&str, &str),
+    first: &str,
+    second: &str,
 ) -> Result<[Lease; 2], ApiError> {
     check_room(state, &context.caller, [first, second]).map_err(|error| error.param(FIELD))?;
     let _turn = together(state, [first, second].into_iter()).await?;

@@ -86,11 +86,7 @@ impl PromptCount {
 
 impl RelayedChoice {
     /// `first`: the pieces of the event that the relay began with.
-    pub(crate) fn new(
-        relay: Relay,
-        (reader, first): (ChoiceReader, Chunk),
-        (meter, sent): (PromptMeter, Sent),
-    ) -> Self {
+    pub(crate) fn new(relay: Relay, reader: ChoiceReader, first: Chunk, meter: PromptMeter, sent: Sent) -> Self {
         let mut choice =
             Self { relay: Some(relay), is_over: false, is_unread: true, reader, meter, sent, pending: VecDeque::new() };
         choice.take(first);

@@ -17,7 +17,7 @@ use super::state::{AppState, Serving};
 use super::wire::answer::{AnswerKind, Billing};
 use super::wire::choices::Choices;
 use super::wire::forward::Outgoing;
-use super::wire::request::{CompletionPrompt, GenerateRequest, Output, Prompt};
+use super::wire::request::{CompletionPrompt, GenerateRequest, Output, Prompt, ReadRequest};
 use crate::gateway::account::ServiceClass;
 use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Scope};
 use crate::text::TextModel;
@@ -69,6 +69,7 @@ struct Admission<'a> {
     model: &'a RemoteModel,
     outgoing: &'a Outgoing,
     kind: AnswerKind,
+    class: ServiceClass,
 }
 
 /// Measures, reserves and starts every prompt, or none. On any error, what was taken is given back.
@@ -76,10 +77,11 @@ pub(crate) async fn admit_remote(
     state: &AppState,
     context: RequestContext,
     (serving, model): (Arc<Serving>, Arc<RemoteModel>),
-    (prompt, request): (Prompt, GenerateRequest),
+    read: ReadRequest,
     outgoing: Outgoing,
 ) -> Result<Admitted, ApiError> {
-    let ends_at = context.ends_at(state);
+    let ReadRequest { prompt, generate: request, .. } = read;
+    let (ends_at, class) = (context.ends_at(state), context.class(request.class));
     let RequestContext { caller, place, arrived, scope, origin, shadow: _ } = context;
     state.readiness().admit()?;
     require(&caller, scope)?;
@@ -92,7 +94,8 @@ pub(crate) async fn admit_remote(
         Prompt::Chat(_) => AnswerKind::Chat,
         Prompt::Completions { .. } => AnswerKind::Completion,
     };
-    let admission = Admission { state, caller: &caller, request: &request, model: &model, outgoing: &outgoing, kind };
+    let admission =
+        Admission { state, caller: &caller, request: &request, model: &model, outgoing: &outgoing, kind, class };
     let prompts = admission.measure_all(prompt).await?;
     let mut tickets = admission.reserve_all(prompts, scope).await?;
     charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
@@ -100,7 +103,7 @@ pub(crate) async fn admit_remote(
     let billing = Billing::of(state, (&model.name, None), (origin, NonZeroU32::MIN), told);
     let prompts = admission.start_all(&serving, tickets, arrived).await?;
     let served_as = ServedAs { model: model.name.clone(), fingerprint: None, tier: None, billing };
-    Ok(Admitted::new((prompts, Choices::ONE), served_as, (ends_at, place)))
+    Ok(Admitted::new(prompts, Choices::ONE, served_as, ends_at, place))
 }
 
 /// What only an engine of our own can show.
@@ -127,7 +130,7 @@ impl Admission<'_> {
             Prompt::Completions { ref prompts, .. } => prompts.iter().cloned().map(Some).collect(),
         };
         if let Some(text) = &self.model.text {
-            let encoded = encode_text(self.state, (&self.model.name, text), prompt).await?;
+            let encoded = encode_text(self.state, &self.model.name, text, prompt).await?;
             let measured = prompts.into_iter().zip(encoded).map(|(prompt, encoded)| {
                 let EncodedPrompt { tokens, field, .. } = encoded;
                 let at_most = saturating_u32(tokens.len());
@@ -152,11 +155,7 @@ impl Admission<'_> {
 
     async fn reserve_all(&self, prompts: Vec<Measured>, scope: Scope) -> Result<Vec<Ticket>, ApiError> {
         let patience = Patience::of(prompts.len(), scope);
-        let class = match scope {
-            Scope::Batch => ServiceClass::Batch,
-            _ => self.caller.classes.grant(self.request.class),
-        };
-        let plans = self.plan(prompts, class)?;
+        let plans = self.plan(prompts)?;
         self.check_together(&plans)?;
         let mut tickets = Vec::with_capacity(plans.len());
         for (measured, ask) in plans {
@@ -172,14 +171,14 @@ impl Admission<'_> {
     }
 
     /// What is asked of the ledger for each prompt.
-    fn plan(&self, prompts: Vec<Measured>, class: ServiceClass) -> Result<Vec<(Measured, Ask)>, ApiError> {
-        let longest = self.longest_answers(&prompts, class);
+    fn plan(&self, prompts: Vec<Measured>) -> Result<Vec<(Measured, Ask)>, ApiError> {
+        let longest = self.longest_answers(&prompts);
         let plan = |(part, measured): (u32, Measured)| -> Result<(Measured, Ask), ApiError> {
             let max_tokens = self.bound(&measured, longest)?;
             let mut attribution = self.request.attribution.clone();
             attribution.set_part(part);
             let ask = Ask::new(&self.model.name, measured.at_most, max_tokens);
-            Ok((measured, Ask { class, attribution, ..ask }))
+            Ok((measured, Ask { class: self.class, attribution, ..ask }))
         };
         (0..).zip(prompts).map(plan).collect()
     }
@@ -201,10 +200,10 @@ impl Admission<'_> {
     }
 
     /// Who states no bound gets no longer answers than the account could ever have.
-    fn longest_answers(&self, prompts: &[Measured], class: ServiceClass) -> u32 {
+    fn longest_answers(&self, prompts: &[Measured]) -> u32 {
         let asks = |most: u32| {
             let longest = most.min(self.model.default_max_tokens);
-            let ask = |one: &Measured| Ask { class, ..Ask::new(&self.model.name, one.at_most, longest) };
+            let ask = |one: &Measured| Ask { class: self.class, ..Ask::new(&self.model.name, one.at_most, longest) };
             prompts.iter().map(ask).collect()
         };
         self.state.ledger().longest_answers(self.caller, asks).unwrap_or(u32::MAX).max(1)

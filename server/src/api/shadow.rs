@@ -109,7 +109,8 @@ pub(crate) fn drawn(state: &AppState, body: &Value) -> Option<Arc<Shadow>> {
 pub(super) fn suited(
     state: &AppState,
     shadow: Option<Arc<Shadow>>,
-    (request, prompts): (&GenerateRequest, &[EncodedPrompt]),
+    request: &GenerateRequest,
+    prompts: &[EncodedPrompt],
 ) -> Option<Arc<Shadow>> {
     let shadow = shadow?;
     if prompts.len() == 1 && request.choices == Choices::ONE && request.model != shadow.candidate {
@@ -120,7 +121,7 @@ pub(super) fn suited(
 }
 
 impl AnswerRecorder {
-    pub(super) fn new(state: &AppState, shadow: &Arc<Shadow>, (served, prompt): (&str, &[TokenId])) -> Self {
+    pub(super) fn new(state: &AppState, shadow: &Arc<Shadow>, served: &str, prompt: &[TokenId]) -> Self {
         let (shadow, served) = (Arc::clone(shadow), served.to_owned());
         let noted = Noted { shadow, served, prompt: prompt.to_vec(), answer: Vec::new() };
         Self { state: state.clone(), noted }
@@ -177,7 +178,7 @@ impl Noted {
         let lease = |name: &str| lease_in_memory(state, name).ok_or(Fate::Absent);
         let models = [lease(&served)?, lease(&shadow.candidate)?];
         let (both, max_tokens) = (models.clone(), state.shadows().max_tokens);
-        let item = off_the_async_threads(move || Item::of((prompt, answer), &both, max_tokens)).await?;
+        let item = off_the_async_threads(move || Item::of(prompt, answer, &both, max_tokens)).await?;
         let item = item.ok_or(Fate::Unsuited)?;
         let asking = |model| Asking { state, caller: &caller, model };
         let said = [asking(&models[0]).about(&item).await?, asking(&models[1]).about(&item).await?];

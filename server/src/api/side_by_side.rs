@@ -69,7 +69,7 @@ pub(crate) async fn admit(
     let lane = state.comparisons().clone();
     let ReadCompare { models, prompt, mut generate, .. } = read;
     context.sign(&mut generate.attribution);
-    let ends_at = context.ends_at(state);
+    let (ends_at, class) = (context.ends_at(state), context.class(generate.class));
     let RequestContext { caller, place, arrived, scope, origin, shadow: _ } = context;
     state.readiness().admit()?;
     require(&caller, scope)?;
@@ -81,8 +81,7 @@ pub(crate) async fn admit(
     // Their replicas may have come just now.
     let serving = state.serving();
     let (shape, field) = (Shape::of(&prompt, &generate), prompt.field());
-    let class = caller.classes.grant(generate.class);
-    let prepared = prepare_all(state, (&caller, &models), (prompt, &generate)).await?;
+    let prepared = prepare_all(state, &caller, &models, prompt, &generate).await?;
     let prompt = check_one_prompt(&models, &prepared)?;
     let longest = longest_text(state, &serving, &models)?;
     let asked = AskedLength::of(&generate.sampling, field);
@@ -116,7 +115,7 @@ pub(crate) async fn admit(
     let started = start_each(&admissions, tickets).await?;
     let (model, fingerprint) = (models[0].name.clone(), Some(models[0].fingerprint.clone()));
     let served_as = ServedAs { model, fingerprint, tier: Some(tier_name(class)), billing: None };
-    let admitted = Admitted::new((started, Choices::ONE), served_as, (ends_at, place));
+    let admitted = Admitted::new(started, Choices::ONE, served_as, ends_at, place);
     Ok((admitted, SideBySide::new((id, state.clone(), lane), (models, prompt), (seed, caller.account.share_key))))
 }
 
@@ -150,12 +149,14 @@ async fn lease_all(state: &AppState, caller: &Caller, names: &[String]) -> Resul
 
 async fn prepare_all(
     state: &AppState,
-    (caller, models): (&Caller, &[Lease]),
-    (prompt, generate): (Prompt, &GenerateRequest),
+    caller: &Caller,
+    models: &[Lease],
+    prompt: Prompt,
+    generate: &GenerateRequest,
 ) -> Result<Vec<Prepared>, ApiError> {
     let mut all = Vec::with_capacity(models.len());
     for (index, model) in models.iter().enumerate() {
-        let prepared = prepare(state, (caller, model), prompt.clone(), generate).await;
+        let prepared = prepare(state, caller, model, prompt.clone(), generate).await;
         let prepared = prepared.map_err(|error| name_of_template(error, index))?;
         check_token_ids(generate, &prepared.prompts, model)?;
         all.push(prepared);

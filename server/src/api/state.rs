@@ -451,6 +451,10 @@ impl AppState {
         })
     }
 
+    pub fn runs_requests(&self) -> bool {
+        self.shared.request_permits.available_permits() < self.config().max_concurrent_requests
+    }
+
     pub(super) async fn turn_for_several_models(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
         Arc::clone(&self.shared.several_models).acquire_owned().await
     }

@@ -209,7 +209,7 @@ fn backend(config: &Config, model: Option<&str>) -> Result<OperatorBackend> {
     let data = DataDir::open_even_if_full(&config.server.data_dir)?;
     let directory = Directory::open(&data, Arc::clone(&clock), "command line")?;
     let books = ShelvedBooks {
-        ledger: on_the_shelf(&data, clock, (config, model))?,
+        ledger: on_the_shelf(&data, clock, config, model)?,
         defaults: default_limits(config)?,
         aliases: config.aliases.keys().cloned().collect(),
         owners: owners(config)?,

@@ -127,7 +127,7 @@ impl BenchArgs {
             return self.suite.run(&self.model_args, self.output);
         }
         if let Some(rounds) = self.over_http.rounds() {
-            return over_http::run(rounds, self.workload(1), (&self.model, &self.model_args), self.output);
+            return over_http::run(rounds, self.workload(1), &self.model, &self.model_args, self.output);
         }
         self.run_batches()
     }
@@ -166,7 +166,7 @@ impl BenchArgs {
         // Every kind of step is run once, which a longer prompt would only repeat.
         let warm_up = self.workload(1).no_longer_than(engine.steps.max_num_batched_tokens);
         let needs = (&[self.room(loaded.description.max_position)?][..], warm_up);
-        let measure = || Limits::measure((&products, is_quantised), clock.as_ref());
+        let measure = || Limits::measure(&products, is_quantised, clock.as_ref());
         // Beside the KV cache of the largest batch a GPU may have no room for it.
         let at_start = (!compute.device().is_cpu()).then(measure).transpose()?;
         let bench = Bench::start(loaded, needs, (&engine, times), Arc::clone(&clock))?;
@@ -179,7 +179,7 @@ impl BenchArgs {
             let limits = at_start.map_or_else(measure, Ok)?;
             let load = self.workload(batch.get());
             let measured = bench.run(load, round as u64)?;
-            let row = Row::new(load, &measured, (&limits, &cost), self.profile);
+            let row = Row::new(load, &measured, &limits, &cost, self.profile);
             if as_table {
                 print_row(&row)?;
             }
@@ -240,7 +240,7 @@ fn compute_of(loaded: &Loaded, config: &ModelConfig, compute: &Compute) -> Resul
 }
 
 impl Row {
-    fn new(load: Workload, measured: &Measured, (limits, cost): (&Limits, &ModelCost), profile: bool) -> Self {
+    fn new(load: Workload, measured: &Measured, limits: &Limits, cost: &ModelCost, profile: bool) -> Self {
         let prefill = Steps {
             count: measured.prefill_steps,
             tokens: measured.prefill_tokens,

@@ -2,14 +2,18 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use passerelle::config::{HubConfig, ModelConfig};
 use passerelle::hub::{Wanted, is_gguf};
+use passerelle::text::TextError;
 use passerelle::trust::{CopiedSignature, Import, Imported, ImportedName, TrustedKeys};
-use passerelle_models::{CheckpointFiles, CheckpointKind, ModelDigest, ModelError, checkpoint_kind, describe_encoder};
+use passerelle_models::{
+    CheckpointFiles, CheckpointKind, Manifest, ModelDigest, ModelError, checkpoint_kind, describe_encoder,
+};
 use serde::Serialize;
 
 use super::output::{self, OutputArgs};
 use super::source_args::{SourceArgs, watched};
-use crate::serve::find_files;
+use crate::serve::{find_files, load_text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -52,6 +56,7 @@ impl ImportArgs {
             None => ImportedName::of_source(&self.source).context("--name gives it another one")?,
         };
         let import = Import { data_dir: &config.server.data_dir, name, trust: trust.as_ref() };
+        let model = ModelConfig::found(self.source.clone(), self.source.clone(), &config.engine);
         let source = Path::new(&self.source);
         // What is not there is refused as what it is called.
         let is_bundle = match source.exists() {
@@ -65,11 +70,12 @@ impl ImportArgs {
             // What must be signed is not read before its signature and every hash were found right.
             if trust.is_none() {
                 check_is_model(&files)?;
+                check_is_whole(&files, &model, &config.hub).context("not copied: it could never be loaded")?;
             }
             watched("copying", |watch| import.checkpoint(&files, watch))?
         };
         self.say(&imported, trust.is_some())?;
-        if let Err(why) = check_is_served(&imported.path) {
+        if let Err(why) = check_is_served(&imported.path, &model, &config.hub) {
             tell!("warning: this program cannot serve it: {why:#}");
         }
         Ok(())
@@ -99,15 +105,46 @@ impl ImportArgs {
 /// Errors for what no program could serve. A family that this one does not serve is copied: its tokenizer may be an upstream's.
 fn check_is_model(files: &CheckpointFiles) -> Result<(), ModelError> {
     files.gguf_metadata()?;
+    Manifest::require_parts(files)?;
     checkpoint_kind(files).map(drop)
 }
 
-/// As far as `inspect` reads it.
-fn check_is_served(copy: &Path) -> Result<()> {
-    let files = if copy.is_dir() { CheckpointFiles::directory(copy)? } else { CheckpointFiles::gguf(copy)? };
-    match checkpoint_kind(&files)? {
-        CheckpointKind::Generator => passerelle_models::describe(&files).map(drop)?,
-        CheckpointKind::Encoder => describe_encoder(&files).map(drop)?,
+/// Errors for a model of a family that this program serves which is not all there. What is wrong with its configuration is
+/// no matter here.
+fn check_is_whole(files: &CheckpointFiles, model: &ModelConfig, hub: &HubConfig) -> Result<()> {
+    const TOKENIZER: &str = "tokenizer.json";
+    match describe(files) {
+        Err(error) if is_of_weights(&error, files) => Err(error.into()),
+        Err(_) => Ok(()),
+        // A model without any file of a tokenizer takes token ids.
+        Ok(()) if files.is_gguf() || files.contains(TOKENIZER) => Ok(()),
+        Ok(()) => match load_text(model, files, hub) {
+            Err(error) if is_of_file(&error, TOKENIZER) => Err(error),
+            _ => Ok(()),
+        },
     }
-    Ok(())
+}
+
+/// Of a folder: that none are there, or are not whole.
+fn is_of_weights(error: &ModelError, files: &CheckpointFiles) -> bool {
+    let ModelError::Checkpoint { file, .. } = error else { return false };
+    !files.is_gguf() && (file == files.root() || file.to_string_lossy().contains(".safetensors"))
+}
+
+fn is_of_file(error: &anyhow::Error, name: &str) -> bool {
+    matches!(error.downcast_ref::<TextError>(), Some(TextError::File { file, .. }) if file == name)
+}
+
+/// As far as `inspect` reads it.
+fn check_is_served(copy: &Path, model: &ModelConfig, hub: &HubConfig) -> Result<()> {
+    let files = if copy.is_dir() { CheckpointFiles::directory(copy)? } else { CheckpointFiles::gguf(copy)? };
+    describe(&files)?;
+    load_text(model, &files, hub).map(drop)
+}
+
+fn describe(files: &CheckpointFiles) -> Result<(), ModelError> {
+    match checkpoint_kind(files)? {
+        CheckpointKind::Generator => passerelle_models::describe(files).map(drop),
+        CheckpointKind::Encoder => describe_encoder(files).map(drop),
+    }
 }

@@ -152,7 +152,7 @@ impl Run<'_> {
         let mut writer = ScoreWriter::open(&self.args.out, &header, Readers::AsUsual)?;
         let left = self.data.items.iter().filter(|item| !writer.is_done(&item.id));
         let left: Vec<_> = left.collect();
-        let bar = progress.start(&model.name, (writer.num_done(), self.data.items.len()));
+        let bar = progress.start(&model.name, writer.num_done(), self.data.items.len());
         if !left.is_empty() {
             let loaded = serve::load(model, self.context())?;
             let is_like = |reference: &Reference| loaded.text.tokenizer.has_vocabulary_of(&reference.tokenizer);
@@ -160,7 +160,7 @@ impl Run<'_> {
             let items = plan::all(&loaded, &left, self.args.max_tokens.get())?;
             let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
             let against = self.against.as_ref().map(|reference| reference.model.clone());
-            let resident = Resident::start(loaded, &items, &self.config.engine, (clock, against))?;
+            let resident = Resident::start(loaded, &items, &self.config.engine, clock, against)?;
             resident.run(items, |scored| {
                 bar.one_more();
                 Ok(writer.append(&scored)?)

@@ -122,7 +122,7 @@ impl Report {
             tell!("warning: built without --release; the times below are not the machine's");
         }
         tell!("measuring");
-        let limits = Limits::measure((&compute.for_kv_of(KvFormat::Bf16), false), clock)?;
+        let limits = Limits::measure(&compute.for_kv_of(KvFormat::Bf16), false, clock)?;
         let loads = selftest::loads(compute)?;
         let speed = loads.iter().map(|load| Speed::of(load, &limits, clock)).collect::<Result<_>>()?;
         Ok(Self {

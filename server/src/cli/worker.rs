@@ -86,7 +86,7 @@ impl WorkerArgs {
             bail!("--partition and --connect are required");
         };
         let lifeline = if self.end_with_input { Lifeline::Input } else { Lifeline::Stream };
-        let until = until((self.until, lifeline), environment.slurm_job_end.as_deref())?;
+        let until = until(self.until, lifeline, environment.slurm_job_end.as_deref())?;
         let sight = if self.sees_one_device { Sight::OneDevice } else { Sight::Inherited };
         let gateway = gateway(connect, self.credentials)?;
         run_worker(&config, WorkerAssignment { partition, gateway, lifeline, until, sight })
@@ -94,7 +94,7 @@ impl WorkerArgs {
 }
 
 /// A worker whose server started it ends when its server does, and so leaves the end of the job to it.
-fn until((written, lifeline): (Option<Instant>, Lifeline), slurm_job_end: Option<&str>) -> Result<Option<Until>> {
+fn until(written: Option<Instant>, lifeline: Lifeline, slurm_job_end: Option<&str>) -> Result<Option<Until>> {
     let until = |Instant(at), said_by| Some(Until { at, said_by });
     match (written, slurm_job_end) {
         (Some(instant), _) => Ok(until(instant, "--until")),
@@ -171,7 +171,7 @@ mod tests {
     fn the_end_of_the_job_is_for_workers_that_no_server_started_and_errors_name_what_said_it() {
         let said = |seconds, said_by| Some(Until { at: Duration::from_secs(seconds), said_by });
         let until =
-            |written, lifeline, job: &str| until((written, lifeline), Some(job)).map_err(|error| error.to_string());
+            |written, lifeline, job: &str| until(written, lifeline, Some(job)).map_err(|error| error.to_string());
         assert_eq!(until(None, Lifeline::Stream, "1796112000"), Ok(said(1_796_112_000, SLURM_JOB_END)));
         assert_eq!(until(None, Lifeline::Input, "1796112000"), Ok(None));
         let written = Some(Instant(Duration::from_secs(7)));

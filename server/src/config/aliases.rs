@@ -13,11 +13,10 @@ pub type Aliases = BTreeMap<String, BTreeMap<String, NonZeroU32>>;
 pub(super) fn check_aliases(aliases: Aliases) -> Result<Aliases, ConfigError> {
     for (alias, models) in &aliases {
         if !fits_as_name(alias) {
-            return Err(ConfigError::value("aliases", format!("`{alias}` is not a name")));
+            return Err(refused(alias, "is not a name".to_owned()));
         }
         if models.is_empty() {
-            let problem = format!("`{alias}` stands for no model; write {alias} = {{ MODEL = 1 }}");
-            return Err(ConfigError::value("aliases", problem));
+            return Err(refused(alias, format!("stands for no model; write {alias} = {{ MODEL = 1 }}")));
         }
     }
     Ok(aliases)
@@ -27,14 +26,17 @@ pub(super) fn check_aliases(aliases: Aliases) -> Result<Aliases, ConfigError> {
 pub fn check_targets(aliases: &Aliases, served: &[&str]) -> Result<(), ConfigError> {
     for (alias, models) in aliases {
         if served.contains(&alias.as_str()) {
-            return Err(ConfigError::value("aliases", format!("`{alias}` is the name of a model; choose another one")));
+            return Err(refused(alias, "is the name of a model; choose another one".to_owned()));
         }
         if let Some(unknown) = models.keys().find(|model| !served.contains(&model.as_str())) {
-            let problem = format!("`{alias}` stands for `{unknown}`, which is not served");
-            return Err(ConfigError::value("aliases", problem));
+            return Err(refused(alias, format!("stands for `{unknown}`, which is not served")));
         }
     }
     Ok(())
+}
+
+fn refused(alias: &str, problem: String) -> ConfigError {
+    ConfigError::value(format!("aliases.{alias}"), format!("`{alias}` {problem}"))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use super::upstreams::{check_routing, check_upstreams};
 use super::{
     ActivationDtype, ByteSize, ConfigError, Environment, KvDtype, Listen, LogFormat, LogLevel, Numa, Origin,
     PartitionConfig, Period, RoutingConfig, Secret, UnknownFields, UpstreamConfig, WeightDtype, WorkersConfig, Written,
-    WrittenApi, WrittenBatches, WrittenEngine, WrittenLimits, WrittenModel, WrittenServer,
+    WrittenApi, WrittenBatches, WrittenEngine, WrittenFile, WrittenLimits, WrittenModel, WrittenServer,
 };
 use passerelle_engine::AddedLatency;
 use passerelle_models::ops::ProcessorSet;
@@ -48,6 +48,8 @@ pub struct Config {
     pub limits: WrittenLimits,
     pub ledger: LedgerConfig,
     pub log: LogConfig,
+    /// Where it was read, if anywhere: what is found wrong later is told with its line as well.
+    pub file: Option<Box<WrittenFile>>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -176,10 +178,25 @@ pub const DEMO: &str = "demo";
 impl Config {
     pub fn check(mut written: Written, environment: &Environment) -> Result<Self, ConfigError> {
         let file = written.file.take();
-        Self::check_settings(written, environment).map_err(|error| match file {
-            Some(file) => file.blamed(error, |alone| Self::check_settings(alone, environment).err()),
+        match (Self::check_settings(written, environment), file) {
+            (Ok(config), file) => Ok(Self { file, ..config }),
+            (Err(error), Some(file)) => Err(file.blamed(error, |alone| Self::check_settings(alone, environment).err())),
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// `error`, of a setting that no command line states, with its line.
+    #[must_use]
+    pub fn located(&self, error: ConfigError) -> ConfigError {
+        match &self.file {
+            Some(file) => file.located(error),
             None => error,
-        })
+        }
+    }
+
+    /// Where the file names the source of one of `models`, as `FILE:LINE:COLUMN`.
+    pub fn place_of_source(&self, model: &ModelConfig) -> Option<String> {
+        self.file.as_ref()?.place_of_source(model)
     }
 
     fn check_settings(written: Written, environment: &Environment) -> Result<Self, ConfigError> {
@@ -226,6 +243,7 @@ impl Config {
             limits,
             ledger,
             log,
+            file: None,
         })
     }
 

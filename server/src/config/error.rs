@@ -13,19 +13,20 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    pub(super) fn value(key: impl Into<String>, problem: impl Into<String>) -> Self {
+    pub fn value(key: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Value { key: key.into(), problem: problem.into() }
     }
 
     /// `start`: in bytes, where a character of `text` begins.
     pub(super) fn in_file(file: &Path, text: &str, start: usize, problem: String) -> Self {
-        let before = &text[..start];
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Self::InFile {
-            file: file.into(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-            problem,
-        }
+        let (line, column) = line_and_column(text, start);
+        Self::InFile { file: file.into(), line, column, problem }
     }
+}
+
+/// Of what begins at a byte of `text`, both from 1.
+pub(super) fn line_and_column(text: &str, start: usize) -> (usize, usize) {
+    let before = &text[..start];
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }

@@ -160,7 +160,6 @@ fn in_words(expected: &str) -> &str {
         "a sequence" => "a list, written `[\"A\", \"B\"]`; of tables it is written `[[NAME]]`",
         "a string" => "a text, in quotes",
         _ if expected == "a map" || expected.starts_with("struct ") => "a table, written `{ NAME = VALUE }`",
-        "socket address" => "an address, like \"127.0.0.1:9443\"",
         other => other,
     }
 }

@@ -66,9 +66,9 @@ pub(super) fn check_models(written: Vec<WrittenModel>, engine: &EngineConfig) ->
     });
     let models: Vec<ModelConfig> = named.collect();
     check_names(&models)?;
-    for ModelConfig { name, chat_template, .. } in &models {
+    for (place, ModelConfig { name, chat_template, .. }) in models.iter().enumerate() {
         let Some(template) = chat_template else { continue };
-        check_exists(&format!("models.chat_template of `{name}`"), template, Path::is_file)?;
+        check_exists(&format!("models[{place}].chat_template of `{name}`"), template, Path::is_file)?;
     }
     Ok(models)
 }
@@ -76,13 +76,14 @@ pub(super) fn check_models(written: Vec<WrittenModel>, engine: &EngineConfig) ->
 /// Every model has a name that requests can use, and no two have the same.
 fn check_names(models: &[ModelConfig]) -> Result<(), ConfigError> {
     let mut names = HashSet::new();
-    for ModelConfig { name, .. } in models {
+    for (place, ModelConfig { name, .. }) in models.iter().enumerate() {
+        let key = || format!("models[{place}].name (--model)");
         if !fits_as_name(name) {
-            return Err(ConfigError::value("models.name", no_name(name, "NAME=SOURCE")));
+            return Err(ConfigError::value(key(), no_name(name, "NAME=SOURCE")));
         }
         if !names.insert(name) {
             let problem = format!("two models are named `{name}`; give each its own with NAME=SOURCE");
-            return Err(ConfigError::value("models.name", problem));
+            return Err(ConfigError::value(key(), problem));
         }
     }
     Ok(())

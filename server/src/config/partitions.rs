@@ -61,14 +61,16 @@ pub(super) fn check_partitions(
             return Err(ConfigError::value(key(place, "name"), format!("two partitions are named `{name}`")));
         }
     }
-    let places = models.iter().filter_map(|model| Some((&model.name, model.partition.as_deref()?)));
-    if let Some((model, unknown)) = places.clone().find(|(_, partition)| !names.contains(partition)) {
+    let placed = models.iter().enumerate();
+    let placed = placed.filter_map(|(number, model)| Some((number, &model.name, model.partition.as_deref()?)));
+    if let Some((number, model, unknown)) = placed.clone().find(|(.., partition)| !names.contains(partition)) {
         let problem = format!("`{unknown}`, where `{model}` is to lie, is none of [[partitions]]");
-        return Err(ConfigError::value("models.partition", problem));
+        return Err(ConfigError::value(format!("models[{number}].partition"), problem));
     }
-    if let Some(empty) = written.iter().find(|written| !places.clone().any(|(_, place)| place == written.name)) {
+    let is_empty = |partition: &str| !placed.clone().any(|(.., place)| place == partition);
+    if let Some((place, empty)) = written.iter().enumerate().find(|(_, written)| is_empty(&written.name)) {
         let problem = format!("no model lies on `{}`; give one `partition = \"{}\"`", empty.name, empty.name);
-        return Err(ConfigError::value("partitions", problem));
+        return Err(ConfigError::value(key(place, "name"), problem));
     }
     let remote = written.iter().find(|written| written.worker == Some(WorkerPlace::Remote));
     if let (Some(remote), None) = (remote, workers.listen) {

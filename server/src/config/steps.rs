@@ -13,6 +13,10 @@ pub struct StepSizes {
     pub max_prefill_chunk_tokens: usize,
 }
 
+/// Each takes room in every step that all of them run in: more of them than any machine has K/V for.
+const MOST_SEQUENCES: usize = 1 << 16;
+/// A step holds the activations of all its tokens at once.
+const MOST_STEP_TOKENS: usize = 1 << 20;
 /// What suits a few cores.
 const OF_CPU: StepSizes = StepSizes { max_num_seqs: 64, max_num_batched_tokens: 512, max_prefill_chunk_tokens: 256 };
 /// What an H200 was measured with (`loadtests/results/2026-11-26-gpu-h200.md`).
@@ -30,6 +34,14 @@ pub struct StatedSteps {
 impl StatedSteps {
     pub(super) fn check(written: &WrittenEngine) -> Result<Self, ConfigError> {
         let &WrittenEngine { max_num_seqs, max_num_batched_tokens, max_prefill_chunk_tokens, .. } = written;
+        for (stated, most, key) in [
+            (max_num_seqs, MOST_SEQUENCES, "engine.max_num_seqs (--max-num-seqs)"),
+            (max_num_batched_tokens, MOST_STEP_TOKENS, "engine.max_num_batched_tokens (--max-num-batched-tokens)"),
+        ] {
+            if let Some(stated) = stated.filter(|stated| stated.get() > most) {
+                return Err(ConfigError::value(key, format!("{stated} are more than {most}")));
+            }
+        }
         if let (Some(seqs), Some(tokens)) = (max_num_seqs, max_num_batched_tokens)
             && tokens < seqs
         {
@@ -79,5 +91,20 @@ mod tests {
         let many_sequences = stated(1000, 0).unwrap();
         assert_eq!((on(&many_sequences, None), on(&many_sequences, gpu)), ((1000, 1000, 256), (1000, 8192, 8192)));
         assert!(stated(64, 32).unwrap_err().to_string().contains("less than engine.max_num_seqs"));
+    }
+
+    #[test]
+    fn sizes_that_no_step_could_have_are_refused_with_the_largest() {
+        stated(1 << 16, 1 << 20).unwrap();
+        for (seqs, tokens, said) in [
+            (100_000_000, 0, "engine.max_num_seqs (--max-num-seqs): 100000000 are more than 65536"),
+            (
+                0,
+                (1 << 20) + 1,
+                "engine.max_num_batched_tokens (--max-num-batched-tokens): 1048577 are more than 1048576",
+            ),
+        ] {
+            assert_eq!(stated(seqs, tokens).unwrap_err().to_string(), said);
+        }
     }
 }

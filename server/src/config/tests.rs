@@ -36,6 +36,18 @@ fn a_misspelt_key_is_refused_with_its_line_and_its_nearest_neighbour() {
 }
 
 #[test]
+fn a_key_of_the_right_words_and_one_more_or_fewer_is_told_the_key() {
+    for (text, expected) in [
+        ("[engine]\nkv_memory = \"1GiB\"\n", "did you mean `kv_cache_memory`?"),
+        ("[api]\nmax_body_size = \"1MiB\"\n", "did you mean `max_body`?"),
+        ("[batches]\nmax_file_size = \"1MiB\"\n", "did you mean `max_file`?"),
+    ] {
+        let message = refusal(text);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
 fn a_wrong_type_is_refused_in_words_that_ask_for_no_rust() {
     for (text, expected) in [
         (
@@ -58,6 +70,7 @@ fn a_wrong_type_is_refused_in_words_that_ask_for_no_rust() {
         ("server = 3", "server: invalid type: integer `3`, expected a table, written `{ NAME = VALUE }`"),
         ("[aliases]\nchat = \"demo\"\n", "expected a table, written `{ NAME = VALUE }`"),
         ("[workers]\nlisten = 3\n", "expected an address, like \"127.0.0.1:9443\""),
+        ("[workers]\nlisten = \"nonsense\"\n", ":2:10: listen: `nonsense` is not an address; write ADDR:PORT"),
     ] {
         let message = refusal(text);
         assert!(message.contains(expected), "{message}");
@@ -98,6 +111,36 @@ fn a_setting_that_is_refused_once_all_is_read_is_told_with_its_line_unless_the_c
     assert!(refusal(partitions, "").starts_with(&format!("{}partitions[1].name: `b c` is not a name", place(4, 3))));
     let missing = refusal("[server]\ntls_key = \"k.pem\"\n", "");
     assert!(missing.starts_with(&format!("{}server.tls_certificate: is missing", place(1, 2))), "{missing}");
+}
+
+#[test]
+fn one_of_several_models_and_what_is_found_wrong_later_are_told_with_their_lines() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("p.toml");
+    let check = |text: &str, command_line: &str| {
+        std::fs::write(&file, text).expect("the folder is writable");
+        let over: Written = toml::from_str(command_line).expect("the test's TOML is well formed");
+        Config::check(over.over(read(&file).expect("it is well formed")), &environment())
+    };
+    let place = |line: usize| format!("{}:{line}:", file.display());
+    let first = "[[models]]\nsource = \"demo\"\n[[models]]\n";
+    for (second, line, why) in [
+        ("source = \"demo\"\n", 3, ": models[1].name (--model): two models are named `demo`"),
+        ("source = \"a/x\"\nname = \"a b\"\n", 5, ": models[1].name (--model): `a b` is not a name"),
+        ("source = \"a/x\"\npartition = \"p\"\n", 5, ": models[1].partition: `p`, where `x` is to lie"),
+    ] {
+        let said = check(&format!("{first}{second}"), "").expect_err(second).to_string();
+        assert!(said.starts_with(&place(line)) && said.contains(why), "{said}");
+    }
+    let text = format!("{first}source = \"./x\"\n[aliases]\n\"chat-1.0\" = {{ nobody = 1 }}\n");
+    let config = check(&text, "").expect("whether they are there is not asked");
+    assert_eq!(config.place_of_source(&config.models[1]), Some(format!("{}1", place(4))));
+    let error = check_targets(&config.aliases, &["demo", "x"]).expect_err("nobody is not served");
+    let said = config.located(error).to_string();
+    let why = "aliases.chat-1.0: `chat-1.0` stands for `nobody`, which is not served";
+    assert_eq!(said, format!("{}1: {why}", place(6)));
+    let config = check(&text, "models = [{ source = \"./y\" }]").expect("valid");
+    assert_eq!(config.place_of_source(&config.models[0]), None, "the command line names it");
 }
 
 #[test]
@@ -268,13 +311,13 @@ fn trust_in_nobody_is_not_taken_for_trust_in_everybody() {
 #[test]
 fn a_number_beyond_any_need_is_a_bound_that_queues_can_be_made_of() {
     let config = check(
-        "[api]\nmax_concurrent_requests = 9223372036854775807\n[engine]\nmax_num_seqs = 9223372036854775807\n\
+        "[api]\nmax_concurrent_requests = 9223372036854775807\n[engine]\nmax_queued_requests = 9223372036854775807\n\
          max_queued_tokens = 4294967294\n",
     )
     .expect("no bound is meant");
-    let (most, steps) = (u32::MAX as usize, config.engine.steps);
-    assert_eq!((config.api.max_concurrent_requests, config.engine.max_queued_tokens), (most, most - 1));
-    assert_eq!((steps.max_num_seqs, steps.max_num_batched_tokens), (most, most));
+    let (most, engine) = (u32::MAX as usize, config.engine);
+    assert_eq!((config.api.max_concurrent_requests, engine.max_queued_requests), (most, most));
+    assert_eq!(engine.max_queued_tokens, most - 1);
 }
 
 #[test]
@@ -408,7 +451,7 @@ fn a_chat_template_that_is_not_there_is_told_with_the_model_that_names_it() {
     let text =
         "models = [{ source = \"demo\" }, { name = \"mine\", source = \"a/x\", chat_template = \"/nowhere.jinja\" }]";
     let error = check(text).expect_err("there is no such file").to_string();
-    assert_eq!(error, "models.chat_template of `mine`: /nowhere.jinja does not exist");
+    assert_eq!(error, "models[1].chat_template of `mine`: /nowhere.jinja does not exist");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -97,7 +98,8 @@ fn check_upstream(place: usize, written: WrittenUpstream, offline: bool) -> Resu
     }
     let url = written.url.trim_end_matches('/').to_owned();
     let authority = authority(&url).ok_or_else(|| {
-        let problem = format!("`{}` is not a URL; write http://HOST:PORT or https://HOST", written.url);
+        let problem =
+            format!("`{}` is not a URL; write http://HOST:PORT or https://HOST, a port from 1 to 65535", written.url);
         ConfigError::value(key("url"), problem)
     })?;
     if offline && !is_loopback(authority) {
@@ -177,11 +179,18 @@ pub(super) fn check_routing(written: &WrittenRouting) -> Result<RoutingConfig, C
 }
 
 /// `HOST:PORT` or `HOST`. A URL that holds a name and a password is refused: it would be logged. So is one with a question,
-/// which paths cannot follow.
+/// which paths cannot follow, and one with a port that nobody can be at.
 fn authority(url: &str) -> Option<&str> {
     let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))?;
     let authority = rest.split('/').next().unwrap_or_default();
-    (!authority.is_empty() && !authority.contains('@') && !rest.contains(['?', '#'])).then_some(authority)
+    let is_odd = authority.is_empty() || authority.contains('@') || rest.contains(['?', '#']);
+    (!is_odd && has_fitting_port(authority)).then_some(authority)
+}
+
+/// Or none. Colons in brackets are an address's own.
+fn has_fitting_port(authority: &str) -> bool {
+    let behind_host = authority.rsplit_once(']').map_or(authority, |(_, behind)| behind);
+    behind_host.split_once(':').is_none_or(|(_, port)| port.parse::<NonZeroU16>().is_ok())
 }
 
 fn is_loopback(authority: &str) -> bool {
@@ -231,9 +240,15 @@ mod tests {
 
     #[test]
     fn what_cannot_be_an_address_is_refused() {
+        let with = |url: &str| format!("upstreams = [{{ model = \"m\", url = \"{url}\" }}]");
         for odd in ["10.0.0.7:8000", "ftp://h", "http://", "http://user:secret@h", "http://h/v1?key=x", "http://h#x"] {
-            let error = refusal(&format!("upstreams = [{{ model = \"m\", url = \"{odd}\" }}]"));
-            assert!(error.contains("is not a URL"), "{error}");
+            assert!(refusal(&with(odd)).contains("is not a URL"), "{odd}");
+        }
+        for port in ["http://h:0", "http://[::1]:0/v1", "http://h:65536", "http://h:", "http://h:x", "http://::1"] {
+            assert!(refusal(&with(port)).contains("a port from 1 to 65535"), "{port}");
+        }
+        for right in ["http://h:65535/v1", "http://[::1]", "http://[::1]:1", "https://h"] {
+            check(&with(right)).expect(right);
         }
         let odd = refusal("upstreams = [{ model = \"m\", url = \"http://h\", health_path = \"health\" }]");
         assert!(odd.starts_with("upstreams[0].health_path: "), "{odd}");

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{ConfigError, Written};
+use super::error::line_and_column;
+use super::{ConfigError, ModelConfig, Written, WrittenModel};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct WrittenFile {
@@ -20,17 +21,37 @@ impl WrittenFile {
         Self { path: path.into(), text, written: written.clone() }
     }
 
+    /// It alone, with nothing laid over it.
+    pub fn written(&self) -> &Written {
+        &self.written
+    }
+
     /// `error` with the place of its setting, if `check` refuses the file alone in the same words: otherwise the command line,
     /// which was laid over it, is at fault too.
-    pub(super) fn blamed(self, error: ConfigError, check: impl FnOnce(Written) -> Option<ConfigError>) -> ConfigError {
-        let ConfigError::Value { key, .. } = &error else { return error };
-        let Some(start) = start_of(&self.text, key) else { return error };
+    pub(super) fn blamed(&self, error: ConfigError, check: impl FnOnce(Written) -> Option<ConfigError>) -> ConfigError {
         let problem = error.to_string();
-        if check(self.written).is_some_and(|alone| alone.to_string() == problem) {
-            ConfigError::in_file(&self.path, &self.text, start, problem)
-        } else {
-            error
+        let is_of_file = check(self.written.clone()).is_some_and(|alone| alone.to_string() == problem);
+        if is_of_file { self.located(error) } else { error }
+    }
+
+    /// `error` with the place of its setting, which no command line states.
+    pub(super) fn located(&self, error: ConfigError) -> ConfigError {
+        let ConfigError::Value { key, .. } = &error else { return error };
+        match start_of(&self.text, key) {
+            Some(start) => ConfigError::in_file(&self.path, &self.text, start, error.to_string()),
+            None => error,
         }
+    }
+
+    /// Where the source of a model stands, as `FILE:LINE:COLUMN`; `None` where the file names no such model.
+    pub(super) fn place_of_source(&self, model: &ModelConfig) -> Option<String> {
+        let is_it = |written: &WrittenModel| {
+            written.source == model.source && written.name.as_ref().is_none_or(|name| *name == model.name)
+        };
+        let number = self.written.models.as_ref()?.iter().position(is_it)?;
+        let start = start_of(&self.text, &format!("models[{number}].source"))?;
+        let (line, column) = line_and_column(&self.text, start);
+        Some(format!("{}:{line}:{column}", self.path.display()))
     }
 }
 
@@ -40,7 +61,12 @@ fn start_of(text: &str, key: &str) -> Option<usize> {
     let document = DeTable::parse(text).ok()?;
     let mut table = document.get_ref();
     let mut found = None;
-    for step in key.split(' ').next()?.split('.') {
+    let mut rest = key.split(' ').next()?;
+    while !rest.is_empty() {
+        // A name in quotes may hold what else ends a step.
+        let whole = table.contains_key(rest).then_some((rest, ""));
+        let (step, behind) = whole.or_else(|| rest.split_once('.')).unwrap_or((rest, ""));
+        rest = behind;
         let (name, place) = numbered(step);
         let Some((written, value)) = table.get_key_value(name) else { break };
         let start = written.span().start;
@@ -84,6 +110,8 @@ device = \"cpu\"
 source = \"demo\"
 [shadow]
 aliases = { chat = { model = \"m\", share = 1.0 } }
+[aliases]
+\"gpt-4.1\" = { demo = 1 }
 ";
 
     #[test]
@@ -96,6 +124,8 @@ aliases = { chat = { model = \"m\", share = 1.0 } }
             ("partitions[0].name", 6),
             ("models.source of `demo`", 11),
             ("shadow.aliases", 13),
+            ("aliases.gpt-4.1", 15),
+            ("aliases.other", 14),
         ] {
             assert_eq!(line(key), Some(expected), "{key}");
         }

@@ -137,7 +137,7 @@ impl Comparison {
             resampling: options.resampling,
             against: reference(&summaries),
             ranked_by,
-            pair: PairComparison::of((&summaries[first], &summaries[second]), &common, options.most_listed)?,
+            pair: PairComparison::of(&summaries[first], &summaries[second], &common, options.most_listed)?,
             ranking,
         })
     }
@@ -242,7 +242,7 @@ fn rank(summaries: &[Summary], common: &[&str], options: &Options) -> Result<(Me
     let known: Vec<(Metric, Resampled)> = Metric::ALL
         .into_iter()
         .filter(|metric| *metric != Metric::Divergence || has_reference)
-        .filter_map(|metric| Some((metric, resampled(summaries, common, (metric, options.resampling))?)))
+        .filter_map(|metric| Some((metric, resampled(summaries, common, metric, options.resampling)?)))
         .collect();
     let ranked_by = options.rank_by.or_else(|| known.first().map(|(metric, _)| *metric));
     let ranked_by = ranked_by.ok_or(ComparisonError::NothingInCommon)?;
@@ -271,7 +271,7 @@ fn rank(summaries: &[Summary], common: &[&str], options: &Options) -> Result<(Me
 }
 
 /// Over the items that say something about the metric for every checkpoint; `None` where there are none.
-fn resampled(summaries: &[Summary], common: &[&str], (metric, by): (Metric, Resampling)) -> Option<Resampled> {
+fn resampled(summaries: &[Summary], common: &[&str], metric: Metric, by: Resampling) -> Option<Resampled> {
     let has_all = |id: &&&str| summaries.iter().all(|summary| summary.share(id, metric).is_some());
     let items: Vec<&&str> = common.iter().filter(has_all).collect();
     let of = |summary: &Summary| items.iter().filter_map(|id| summary.share(id, metric)).collect();
@@ -308,7 +308,7 @@ fn pair(summaries: &[Summary], ranking: &[Ranked], options: &Options) -> Result<
 }
 
 impl PairComparison {
-    fn of((first, second): (&Summary, &Summary), common: &HashSet<&str>, most: usize) -> Result<Self, ScoreFileError> {
+    fn of(first: &Summary, second: &Summary, common: &HashSet<&str>, most: usize) -> Result<Self, ScoreFileError> {
         let mut others: HashMap<String, Outcome> = HashMap::new();
         let mut reader = ScoreReader::open(&second.path)?;
         while let Some(Scored { id, outcome }) = reader.next_scored()? {

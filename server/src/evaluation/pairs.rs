@@ -157,7 +157,7 @@ mod tests {
 
     fn scored(id: &str, logprob: f32) -> Scored {
         let mut tokens = TokenScores::default();
-        tokens.push((5, "hi".into()), Some(TokenScore { logprob, rank: 1, entropy: 0.5 }));
+        tokens.push(5, "hi".into(), Some(TokenScore { logprob, rank: 1, entropy: 0.5 }));
         let answer = Answer::new(&[5], vec!["hi".into()], &[logprob]);
         let reference = Continuation { bytes: 2, tokens };
         Scored { id: id.into(), outcome: Outcome::Prompt { reference, wanted: "hi".into(), answer } }

@@ -76,7 +76,7 @@ pub struct Answer {
 
 impl TokenScores {
     /// `None`: nothing stands before it.
-    pub fn push(&mut self, (id, text): (u32, String), score: Option<TokenScore>) {
+    pub fn push(&mut self, id: u32, text: String, score: Option<TokenScore>) {
         self.ids.push(id);
         self.texts.push(text);
         self.logprobs.push(score.map(|score| f64::from(score.logprob.max(FLOOR))));

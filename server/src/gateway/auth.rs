@@ -85,7 +85,7 @@ impl Authenticator {
     pub fn caller(&self, (account, via): (&str, &str), today: UnixSeconds) -> Option<Arc<Caller>> {
         match self {
             Self::Open { caller, .. } => Some(caller).filter(|caller| caller.account.path.as_str() == account).cloned(),
-            Self::Keys(ring) => ring.caller((account, via), today),
+            Self::Keys(ring) => ring.caller(account, via, today),
         }
     }
 

@@ -49,7 +49,7 @@ use line::Ticket;
 use numbers::{Number, Numbers};
 pub(super) use origins::Origins;
 use page::{CounterSource, Trial};
-use pages::Pages;
+use pages::{Applicant, Asked, Pages};
 use reservation::Taken;
 pub use wall::ClockBounds;
 use wall::{Reading, Wall};
@@ -136,7 +136,7 @@ pub enum LedgerClosed {
 /// What was settled of a budget before this process, or before the budget was stated.
 pub trait Spent: Send + Sync + fmt::Debug {
     /// By `account` and everything below it, of `model` or of all, from the first instant to before the last one.
-    fn used(&self, account: &AccountPath, of: (Unit, Option<&str>), window: (UnixSeconds, UnixSeconds)) -> u64;
+    fn used(&self, account: &AccountPath, unit: Unit, model: Option<&str>, window: (UnixSeconds, UnixSeconds)) -> u64;
 }
 
 /// For a ledger without a past.
@@ -222,7 +222,7 @@ impl Ledger {
         taken.iter_mut().zip(asks).for_each(|(taken, ask)| pages.rehearse(taken, ask.model.as_deref(), trial, now));
         drop(pages);
         let numbered = taken.into_iter().zip(asks).zip(self.books.numbers.take(asks.len()));
-        Ok(numbered.map(|((taken, ask), number)| self.reservation(taken, ask, (number, now))).collect())
+        Ok(numbered.map(|((taken, ask), number)| self.reservation(taken, ask, number, now)).collect())
     }
 
     /// A refusal is counted by whoever does not wait.
@@ -234,7 +234,7 @@ impl Ledger {
         pages.rehearse(&mut taken, ask.model.as_deref(), trial, now);
         drop(pages);
         let number = self.books.numbers.take(1).next().expect("one was taken");
-        Ok(self.reservation(taken, ask, (number, now)))
+        Ok(self.reservation(taken, ask, number, now))
     }
 
     /// As whoever asked is told it. What keeps an ask out of a budget may be held by requests that run: then it may fit when
@@ -247,8 +247,9 @@ impl Ledger {
         let mut pages = self.books.open();
         let now = self.books.now();
         let slots = pages.slots(&caller.account, now, self.books.counter_source());
-        let asked = (&demand, ask.model.as_deref());
-        match pages.refusal_if((&caller.account, &slots), asked, (now, HeldIs::ComingBack)) {
+        let applicant = Applicant { account: &caller.account, slots: &slots, ticket: None };
+        let asked = Asked { demand: &demand, model: ask.model.as_deref() };
+        match pages.refusal_if(applicant, asked, now, HeldIs::ComingBack) {
             // It came back meanwhile.
             None => Refusal { retry: Retry::After(Duration::ZERO), ..refusal },
             Some(sooner) if sooner.retry < refusal.retry => sooner,
@@ -264,9 +265,10 @@ impl Ledger {
     ) -> Result<Taken, Refusal> {
         let (first_part, demand) = self.demand(caller, ask);
         let slots = pages.slots(&caller.account, now, self.books.counter_source());
-        let asked = (&demand, ask.model.as_deref());
-        let demand = pages.in_turn((&caller.account, &slots), asked, ticket, (self.books.parts.overrun, now))?;
-        let holdings = pages.admit(&slots, (&demand, ask.model.as_deref()), now);
+        let applicant = Applicant { account: &caller.account, slots: &slots, ticket };
+        let asked = Asked { demand: &demand, model: ask.model.as_deref() };
+        let demand = pages.in_turn(applicant, asked, self.books.parts.overrun, now)?;
+        let holdings = pages.admit(&slots, Asked { demand: &demand, ..asked }, now);
         Ok(Taken { caller: Arc::clone(caller), slots, demand, first_part, holdings })
     }
 
@@ -278,9 +280,9 @@ impl Ledger {
         (first_part, ask.demand(first_part, tariff))
     }
 
-    fn reservation(&self, taken: Taken, ask: &Ask, (number, now): (Number, Now)) -> Reservation {
-        let page = self.books.open_page(&taken.caller, ask, (number, now));
-        Reservation::new(Arc::clone(&self.books), taken, ask, (now, page))
+    fn reservation(&self, taken: Taken, ask: &Ask, number: Number, now: Now) -> Reservation {
+        let page = self.books.open_page(&taken.caller, ask, number, now);
+        Reservation::new(Arc::clone(&self.books), taken, ask, now, page)
     }
 
     /// Whether reservations of this caller can be written down and dated. Those that bind a budget must be; the others
@@ -389,7 +391,7 @@ impl Default for PartBounds {
 }
 
 impl Spent for NothingSpent {
-    fn used(&self, _: &AccountPath, _: (Unit, Option<&str>), _: (UnixSeconds, UnixSeconds)) -> u64 {
+    fn used(&self, _: &AccountPath, _: Unit, _: Option<&str>, _: (UnixSeconds, UnixSeconds)) -> u64 {
         0
     }
 }
@@ -406,7 +408,7 @@ impl Books {
         Now { monotonic: reading.monotonic, wall: self.wall.now(reading) }
     }
 
-    fn open_page(&self, caller: &Caller, ask: &Ask, (number, now): (Number, Now)) -> Option<journal::Page> {
+    fn open_page(&self, caller: &Caller, ask: &Ask, number: Number, now: Now) -> Option<journal::Page> {
         let parts = self.parts.journal.as_ref()?;
         let known = self.facts.read().unwrap_or_else(PoisonError::into_inner);
         let facts = ask.model.as_deref().and_then(|model| known.get(model));

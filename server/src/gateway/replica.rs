@@ -373,7 +373,7 @@ impl ReplicaDoor for EngineHandle {
     fn load(&self) -> Load {
         let stats = self.stats();
         Load {
-            waiting_requests: stats.waiting + stats.preempted + stats.resuming,
+            waiting_requests: stats.waiting + stats.resuming,
             // Who has left the queue for the step in flight counts as running from its end.
             running_requests: stats.running.max(usize::from(stats.step_started.is_some())),
             progress: self.progress(),

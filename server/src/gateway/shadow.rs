@@ -20,7 +20,7 @@ pub struct Shadow {
 
 impl Shadow {
     /// `share`: of the requests, above 0 and at most 1. `seed` decides which.
-    pub fn new((alias, candidate): (String, String), share: f64, account: AccountPath, seed: u64) -> Self {
+    pub fn new(alias: String, candidate: String, share: f64, account: AccountPath, seed: u64) -> Self {
         Self { alias, candidate, account, share, chance: Chance::new(seed) }
     }
 
@@ -42,8 +42,7 @@ mod tests {
     const REQUESTS: usize = 20_000;
 
     fn drawn(share: f64, seed: u64) -> Vec<bool> {
-        let names = ("chat".to_owned(), "new".to_owned());
-        let shadow = Shadow::new(names, share, AccountPath::root(), seed);
+        let shadow = Shadow::new("chat".to_owned(), "new".to_owned(), share, AccountPath::root(), seed);
         (0..REQUESTS).map(|_| shadow.draws()).collect()
     }
 

@@ -85,10 +85,10 @@ impl Blobs {
             // Another process was faster.
             return Ok(Arrival::Whole);
         }
-        if !is_whole(&blob, (&name, announced.size)) {
+        if !is_whole(&blob, &name, announced.size) {
             let part = blob.with_extension("part");
             self.receive(&part, announced, progress)?;
-            if !is_whole(&part, (&name, announced.size)) {
+            if !is_whole(&part, &name, announced.size) {
                 fs::remove_file(&part)?;
                 return Ok(Arrival::Damaged);
             }
@@ -178,7 +178,7 @@ fn blob_name(etag: &str) -> String {
 }
 
 /// Whether the file has the announced size and, if the blob's name is a SHA-256, that content.
-fn is_whole(file: &Path, (name, size): (&str, u64)) -> bool {
+fn is_whole(file: &Path, name: &str, size: u64) -> bool {
     let has_size = file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == size);
     let is_digest = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     has_size && (!is_digest || sha256(file).is_ok_and(|digest| digest.eq_ignore_ascii_case(name)))

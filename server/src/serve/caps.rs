@@ -22,7 +22,7 @@ pub(crate) fn shared_devices(config: &Config) -> Vec<SharedDevice> {
     let visible = config.engine.visible_devices.as_deref();
     let mut shared: Vec<SharedDevice> = Vec::new();
     for partition in here {
-        let Some(Whole { name, backend, memory }) = whole(partition, (listed.as_ref(), visible)) else { continue };
+        let Some(Whole { name, backend, memory }) = whole(partition, listed.as_ref(), visible) else { continue };
         let cap = Cap { partition: partition.name.clone(), memory: partition.is.memory };
         match shared.iter_mut().find(|device| device.name == name) {
             Some(device) => device.partitions.push(cap),
@@ -32,7 +32,7 @@ pub(crate) fn shared_devices(config: &Config) -> Vec<SharedDevice> {
     shared
 }
 
-fn whole(partition: &PartitionConfig, (listed, visible): (Option<&DeviceList>, Option<&str>)) -> Option<Whole> {
+fn whole(partition: &PartitionConfig, listed: Option<&DeviceList>, visible: Option<&str>) -> Option<Whole> {
     let device = &partition.is.device;
     if *device == Device::Cpu {
         return Some(Whole { name: device.to_string(), backend: None, memory: machine_memory()? });

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use passerelle::config::{Config, EngineConfig, Numa, PartitionConfig};
+use passerelle::config::{Config, ConfigError, EngineConfig, Numa, PartitionConfig, WorkerPlace};
 use passerelle::placement::{Backend, Device, DeviceChoice, DeviceId, DeviceList, find_visible};
 use passerelle_models::ops::{Compute, HostError, HostPlacement, MemoryPlacement, ProcessorSet, physical_cores};
 
@@ -59,6 +59,21 @@ pub(super) fn compute_of_gateway(config: &Config) -> Result<Compute> {
 /// Whether any model may be loaded into this process; comparisons are between those that are.
 fn runs_models(config: &Config) -> bool {
     config.server.models_dir.is_some() || config.models.iter().any(|model| model.partition.is_none())
+}
+
+/// Errors where this process may not run on the processors of a partition, and so none that it starts: the worker would end
+/// at once.
+pub(super) fn check_partitions(config: &Config) -> Result<(), ConfigError> {
+    let here = |partition: &&PartitionConfig| {
+        partition.worker == WorkerPlace::Local && partition.is.device == Device::Cpu && partition.processors.is_some()
+    };
+    for partition in config.partitions.iter().filter(here) {
+        let host = HostPlacement { processors: partition.processors.clone(), memory: MemoryPlacement::FirstWriter };
+        host.check().map_err(|error| {
+            config.located(ConfigError::value(partition.key("cpu_affinity"), format!("`{}`: {error}", partition.name)))
+        })?;
+    }
+    Ok(())
 }
 
 /// Which devices a process sees.

@@ -28,7 +28,8 @@ pub(crate) enum Door {
 pub(super) fn authenticator(
     config: &Config,
     door: Door,
-    (clock, runtime): (&Arc<dyn Clock>, &Runtime),
+    clock: &Arc<dyn Clock>,
+    runtime: &Runtime,
 ) -> Result<(Authenticator, Option<Administration>)> {
     let limits = default_limits(config)?;
     if door == Door::Open {

@@ -83,9 +83,9 @@ pub(crate) fn start(loaded: Vec<AnyLoaded>, factory: EngineFactory) -> Result<Fl
     let generators = loaded.iter().filter_map(AnyLoaded::generator);
     let demands: Vec<KvDemand> = generators.map(|model| kv_demand(model, config)).collect();
     let memory = stated_or_of_device(config.kv_cache_memory, &factory.compute);
-    let blocks = share_kv_memory((memory, factory.memory_key.as_str()), &demands)?;
+    let blocks = share_kv_memory(memory, factory.memory_key.as_str(), &demands)?;
     if factory.compute.device().is_cpu() {
-        warn_of_more_than_free((demands.as_slice(), blocks.as_slice()), &factory.memory_key);
+        warn_of_more_than_free(demands.as_slice(), blocks.as_slice(), &factory.memory_key);
     }
     let mut blocks = blocks.into_iter();
     let prices = loaded.iter().map(|model| (model.name().to_owned(), price(model.description()))).collect();
@@ -102,7 +102,7 @@ pub(crate) fn start(loaded: Vec<AnyLoaded>, factory: EngineFactory) -> Result<Fl
 }
 
 /// A cache takes its memory behind the start, so that one for which there is none ends the process then, and says nothing now.
-fn warn_of_more_than_free((demands, blocks): (&[KvDemand], &[usize]), key: &str) {
+fn warn_of_more_than_free(demands: &[KvDemand], blocks: &[usize], key: &str) {
     let bytes = demands.iter().zip(blocks).map(|(demand, blocks)| demand.spec.block_bytes() as u64 * *blocks as u64);
     let (taken, free) = (ByteSize(bytes.sum()), free_memory());
     if taken > free {
@@ -116,7 +116,8 @@ fn warn_of_more_than_free((demands, blocks): (&[KvDemand], &[usize]), key: &str)
 impl EngineFactory {
     /// `models`: the names of all that are served from the start.
     pub(crate) fn new<'a>(
-        (config, gpu_factor): (&EngineConfig, f64),
+        config: &EngineConfig,
+        gpu_factor: f64,
         compute: Compute,
         clock: &Arc<dyn Clock>,
         models: impl IntoIterator<Item = &'a str>,
@@ -170,14 +171,14 @@ impl EngineFactory {
     }
 
     /// Blocks of a KV cache of at most so many bytes, which stand at a key, and what they take.
-    pub(super) fn kv_blocks(&self, model: &AnyLoaded, most: (ByteSize, &str)) -> Result<(usize, u64)> {
-        model.generator().map_or(Ok((0, 0)), |model| blocks_within(&kv_demand(model, &self.config), most))
+    pub(super) fn kv_blocks(&self, model: &AnyLoaded, most: ByteSize, key: &str) -> Result<(usize, u64)> {
+        model.generator().map_or(Ok((0, 0)), |model| blocks_within(&kv_demand(model, &self.config), most, key))
     }
 
     /// What they would take, before the model is loaded.
-    pub(super) fn kv_bytes(&self, is: &Footprint, most: (ByteSize, &str)) -> Result<u64> {
+    pub(super) fn kv_bytes(&self, is: &Footprint, most: ByteSize, key: &str) -> Result<u64> {
         let Some(spec) = is.kv.clone() else { return Ok(0) };
-        Ok(blocks_within(&demand_of(spec, is.max_position, &self.config), most)?.1)
+        Ok(blocks_within(&demand_of(spec, is.max_position, &self.config), most, key)?.1)
     }
 
     /// A chunk of each model is bounded as the prompts of its own engine that want log-probabilities.
@@ -196,7 +197,7 @@ impl EngineFactory {
 
     fn start_generator(&self, model: Loaded, num_kv_blocks: usize, id: ReplicaId) -> Result<Started> {
         let bounds = EngineBounds::of(&model, num_kv_blocks, &self.config);
-        report::model(&model, (bounds, &self.config), &self.compute);
+        report::model(&model, bounds, &self.config, &self.compute);
         let served = serve_as(&model, bounds, &self.kernels)?;
         let (former_costs, observer) = self.remembered(&model);
         let engine = Engine::spawn(EngineParts {
@@ -369,8 +370,8 @@ fn demand_of(spec: KvCacheSpec, longest: usize, config: &EngineConfig) -> KvDema
 }
 
 /// Blocks of a cache of at most so many bytes, and what they take.
-fn blocks_within(demand: &KvDemand, (most, key): (ByteSize, &str)) -> Result<(usize, u64)> {
-    let blocks = share_kv_memory((Some(most), key), std::slice::from_ref(demand))?.first().copied().unwrap_or(0);
+fn blocks_within(demand: &KvDemand, most: ByteSize, key: &str) -> Result<(usize, u64)> {
+    let blocks = share_kv_memory(Some(most), key, std::slice::from_ref(demand))?.first().copied().unwrap_or(0);
     Ok((blocks, blocks as u64 * demand.spec.block_bytes() as u64))
 }
 

@@ -113,9 +113,10 @@ mod tests {
             let made = authority.enrol("far", LastDay { year, month: 12, day: 31 });
             made.and_then(|made| made.write(&papers)).expect("the folder is writable");
         };
-        // Nobody listens there.
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        let address = nobody.expect("a free port").to_string();
+        // Bound, so that nobody else gets the port, and not listened on.
+        let nobody = tokio::net::TcpSocket::new_v4().expect("a socket");
+        nobody.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+        let address = nobody.local_addr().expect("it is bound").to_string();
         let gateway = GatewayAddress::Tcp { address, credentials: papers.clone() };
         enrol(2999);
         gateway.check().expect("it is good");

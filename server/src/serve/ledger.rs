@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use passerelle::api::ServedModel;
-use passerelle::config::{Config, LedgerConfig};
+use passerelle::config::{Config, ConfigError, LedgerConfig};
 use passerelle::gateway::journal::{JournalConfig, JournalThread, LedgerStore, SqliteStore, UsageReader};
 use passerelle::gateway::ledger::{ClockBounds, JournalParts, LineBounds, ModelFacts};
 use passerelle::gateway::quota::{Calendar, Percent, UnixSeconds};
@@ -51,7 +51,7 @@ impl LedgerLock {
         self,
         basis: LedgerBasis,
         config: &LedgerConfig,
-        (served, partition): (&[ServedModel], &str),
+        models: BTreeMap<String, ModelFacts>,
     ) -> Result<(Ledger, LedgerKeeper)> {
         let LedgerBasis { clock, tariff, hours } = basis;
         let mut store = SqliteStore::open(&self.data, Arc::clone(&tariff))?;
@@ -70,7 +70,6 @@ impl LedgerLock {
         let (thread, journal) =
             JournalThread::start(Box::new(store), journal_config).context("cannot start the ledger's threads")?;
         let binary = env!("CARGO_PKG_VERSION").into();
-        let models = facts(served, partition);
         let ledger = Ledger::new(LedgerParts {
             clock,
             calendar: calendar(config)?,
@@ -107,7 +106,8 @@ pub(super) fn without_keeping(basis: LedgerBasis, config: &LedgerConfig) -> Resu
 pub(crate) fn on_the_shelf(
     data: &DataDir,
     clock: Arc<dyn Clock>,
-    (config, model): (&Config, Option<&str>),
+    config: &Config,
+    model: Option<&str>,
 ) -> Result<Ledger> {
     let tariff = match (&config.ledger.tariff, model) {
         (Some(file), _) => tariff::wherever(file),
@@ -151,11 +151,12 @@ pub(super) fn reserve_whole(config: &LedgerConfig) -> Result<Vec<AccountPath>> {
     config.reserve_whole.iter().map(named).collect()
 }
 
-pub(super) fn calendar(config: &LedgerConfig) -> Result<Calendar> {
-    Calendar::in_zone(&config.time_zone).context("ledger.time_zone")
+pub(super) fn calendar(config: &LedgerConfig) -> Result<Calendar, ConfigError> {
+    let calendar = Calendar::in_zone(&config.time_zone);
+    calendar.map_err(|error| ConfigError::value("ledger.time_zone", error.to_string()))
 }
 
-fn facts(served: &[ServedModel], partition: &str) -> BTreeMap<String, ModelFacts> {
+pub(super) fn facts(served: &[ServedModel], partition: &str) -> BTreeMap<String, ModelFacts> {
     let partition: Arc<str> = partition.into();
     let named = |model: &ServedModel| (model.name.clone(), facts_of(model, &partition));
     served.iter().map(named).collect()

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use passerelle::config::{ByteSize, EngineConfig};
+use passerelle::config::{ByteSize, Config, ConfigError, EngineConfig};
 use passerelle::placement::{self, DEVICE_OVERHEAD, KvDemand};
 use passerelle_models::Activations;
 use passerelle_models::ops::Compute;
@@ -37,11 +37,26 @@ pub(crate) fn kv_budget(stated: Option<ByteSize>, compute: &Compute) -> ByteSize
     stated_or_of_device(stated, compute).unwrap_or_else(|| ByteSize(free_memory().0 / FREE_MEMORY_PART))
 }
 
+/// Errors where the KV cache may take more than all that this machine has, which no other start could find either.
+/// `machine`: see [`machine_memory`].
+pub(super) fn check_stated(config: &Config, machine: Option<ByteSize>) -> Result<(), ConfigError> {
+    let stated = config.engine.kv_cache_memory;
+    let (Some(taken), Some(all)) = (stated, machine) else { return Ok(()) };
+    if taken <= all {
+        return Ok(());
+    }
+    let most = all.0 >> 20;
+    let problem = format!("{taken} is more than the {all} of memory that there is; state at most {most}MiB");
+    let error = ConfigError::value(KV_CACHE_MEMORY, problem);
+    let is_of_file = config.file.as_ref().is_some_and(|file| file.written().engine.kv_cache_memory == stated);
+    Err(if is_of_file { config.located(error) } else { error })
+}
+
 /// Blocks for each model, in order, as [`placement::share_kv_memory`] gives them.
 ///
 /// `stated` at `key`. Without it the cache is as large as the models can use, up to a quarter of the memory that is free once
 /// their weights are loaded.
-pub(crate) fn share_kv_memory((stated, key): (Option<ByteSize>, &str), demands: &[KvDemand]) -> Result<Vec<usize>> {
+pub(crate) fn share_kv_memory(stated: Option<ByteSize>, key: &str, demands: &[KvDemand]) -> Result<Vec<usize>> {
     let budget = stated.unwrap_or_else(|| ByteSize(free_memory().0 / FREE_MEMORY_PART));
     placement::share_kv_memory(budget, demands).with_context(|| format!("{key}: too small; give it more"))
 }
@@ -80,15 +95,28 @@ fn bytes_of(meminfo: &str, entry: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use passerelle::config::Environment;
     use passerelle_models::{LoadOptions, WeightLayout, demo_checkpoint, footprint};
 
     use super::*;
 
     #[test]
+    fn a_cache_that_is_larger_than_all_memory_is_refused_with_the_largest_that_is_not() {
+        let written = toml::from_str("[engine]\nkv_cache_memory = \"3GiB\"\n").expect("it is well formed");
+        let environment = Environment { home: Some("/home/nobody".into()), ..Environment::default() };
+        let config = Config::check(written, &environment).expect("it is valid");
+        for machine in [None, Some(ByteSize(3 << 30))] {
+            check_stated(&config, machine).expect("it may be there");
+        }
+        let said = check_stated(&config, Some(ByteSize((3 << 30) - 1))).expect_err("it is not there").to_string();
+        assert!(said.starts_with(KV_CACHE_MEMORY) && said.ends_with("state at most 3071MiB"), "{said}");
+    }
+
+    #[test]
     fn memory_that_is_too_small_is_told_by_the_key_that_states_it() {
         let demo = footprint(&demo_checkpoint(), &LoadOptions::default(), WeightLayout::Panels).expect("it is whole");
         let demand = KvDemand { spec: demo.kv.expect("it generates"), most_blocks: 8 };
-        let refused = share_kv_memory((Some(ByteSize(1)), "shelf.kv_cache"), &[demand]).expect_err("less than a block");
+        let refused = share_kv_memory(Some(ByteSize(1)), "shelf.kv_cache", &[demand]).expect_err("less than a block");
         let told = format!("{refused:#}");
         assert!(told.starts_with("shelf.kv_cache: too small") && !told.contains(KV_CACHE_MEMORY), "{told}");
     }

@@ -88,7 +88,15 @@ pub(crate) fn load_all(config: &Config, context: LoadContext<'_>) -> Result<Vec<
     let inspector = Inspector::new(config)?;
     let here = || config.models.iter().filter(|model| model.partition.is_none());
     here().try_for_each(|model| inspector.inspect(model, context.hashes))?;
-    here().map(|model| load_any(model, context)).collect()
+    here().map(|model| of_source(config, model, load_any(model, context))).collect()
+}
+
+/// What was read of a model of the configuration; what is wrong with it is told with the line that names it.
+pub(super) fn of_source<T>(config: &Config, model: &ModelConfig, read: Result<T>) -> Result<T> {
+    match config.place_of_source(model) {
+        Some(place) => read.context(place),
+        None => read,
+    }
 }
 
 pub(super) fn load_any(model: &ModelConfig, context: LoadContext<'_>) -> Result<AnyLoaded> {
@@ -145,8 +153,8 @@ pub(crate) fn load(model: &ModelConfig, context: LoadContext<'_>) -> Result<Load
 
 fn load_named(model: &ModelConfig, context: LoadContext<'_>) -> Result<Loaded> {
     let files = find_files(&model.source, wanted_of(model), context.hub)?;
-    let ((text, loaded), digest) = beside_hashing((&model.name, &files), context, |compute, show| {
-        beside_text((model, &files), context.hub, show, |watch| {
+    let ((text, loaded), digest) = beside_hashing(&model.name, &files, context, |compute, show| {
+        beside_text(model, &files, context.hub, show, |watch| {
             Ok(passerelle_models::load(&files, compute, &load_options(model), watch)?)
         })
     })?;
@@ -171,8 +179,8 @@ pub(crate) fn wanted_of(model: &ModelConfig) -> Wanted {
 }
 
 fn load_encoder(model: &ModelConfig, files: CheckpointFiles, context: LoadContext<'_>) -> Result<LoadedEncoder> {
-    let ((text, loaded), digest) = beside_hashing((&model.name, &files), context, |compute, show| {
-        beside_text((model, &files), context.hub, show, |watch| {
+    let ((text, loaded), digest) = beside_hashing(&model.name, &files, context, |compute, show| {
+        beside_text(model, &files, context.hub, show, |watch| {
             Ok(passerelle_models::load_encoder(&files, compute, &load_options(model), watch)?)
         })
     })?;
@@ -185,7 +193,8 @@ fn load_encoder(model: &ModelConfig, files: CheckpointFiles, context: LoadContex
 /// Reads the text side while the weights are loaded: one thread takes about as long for a large vocabulary as all threads
 /// for the weights of a small model. It is often what is wrong, which ends the load.
 fn beside_text<T>(
-    (model, files): (&ModelConfig, &CheckpointFiles),
+    model: &ModelConfig,
+    files: &CheckpointFiles,
     hub: &HubConfig,
     show: &mut dyn FnMut(LoadProgress),
     load: impl FnOnce(LoadWatch<'_>) -> Result<T>,
@@ -208,7 +217,8 @@ fn beside_text<T>(
 ///
 /// A file is hashed by one thread, which takes longer than all others take to load it; so these leave it a processor.
 fn beside_hashing<T>(
-    (name, files): (&str, &CheckpointFiles),
+    name: &str,
+    files: &CheckpointFiles,
     LoadContext { compute, hashes, .. }: LoadContext<'_>,
     load: impl FnOnce(&Compute, &mut dyn FnMut(LoadProgress)) -> Result<T>,
 ) -> Result<(T, ModelDigest)> {
@@ -372,8 +382,8 @@ mod tests {
         let path = empty.path().display().to_string();
         let config = demo_with(&format!("tokenizer = \"{path}\""));
         let progress = LoadProgress { bytes_done: 0, bytes_total: 1 };
-        let files = (&config.models[0], &demo_checkpoint());
-        let failed = beside_text::<()>(files, &config.hub, &mut |_| (), |watch| {
+        let (model, files) = (&config.models[0], &demo_checkpoint());
+        let failed = beside_text::<()>(model, files, &config.hub, &mut |_| (), |watch| {
             while watch(progress).is_continue() {
                 thread::yield_now();
             }

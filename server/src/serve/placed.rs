@@ -46,17 +46,13 @@ struct PlacedModel {
 
 impl Placed {
     /// Everything about the models but their weights, of which it reads the digests alone. `first_id`: of their replicas.
-    pub(super) fn read(
-        config: &Config,
-        (factory, hashes): (&EngineFactory, &KeptHashes),
-        first_id: u32,
-    ) -> Result<Self> {
+    pub(super) fn read(config: &Config, factory: &EngineFactory, hashes: &KeptHashes, first_id: u32) -> Result<Self> {
         let inspector = Inspector::new(config)?;
         let mut placed = Self::default();
         for PartitionConfig { name, gpu_factor, .. } in &config.partitions {
             let lie_there = config.models.iter().filter(|model| model.partition.as_ref() == Some(name));
             let factor = gpu_factor.unwrap_or(config.ledger.gpu_factor);
-            factory.metrics.hours().place((name.as_str(), factor), lie_there.map(|model| model.name.clone()));
+            factory.metrics.hours().place(name.as_str(), factor, lie_there.map(|model| model.name.clone()));
         }
         for (partition, model) in config.partitions.iter().flat_map(|partition| {
             let lies_here = move |model: &&ModelConfig| model.partition.as_ref() == Some(&partition.name);
@@ -65,10 +61,11 @@ impl Placed {
             let id = ReplicaId(first_id + placed.models.len() as u32);
             // What it proves is told to `hashes`, so that the digest is of what was signed.
             inspector.inspect(model, hashes)?;
-            let model = PlacedModel::read((config, partition, model), (factory, hashes), id)
-                .with_context(|| format!("model `{}` on partition `{}`", model.name, partition.name))?;
-            placed.models.push(model);
+            let read = PlacedModel::read((config, partition, model), (factory, hashes), id)
+                .with_context(|| format!("model `{}` on partition `{}`", model.name, partition.name));
+            placed.models.push(models::of_source(config, model, read)?);
         }
+        placed.models.iter().for_each(|model| text::warn_of_none(&model.config.name, &model.text));
         placed.slots = config.partitions.iter().map(|partition| placed.slot(partition)).collect();
         Ok(placed)
     }

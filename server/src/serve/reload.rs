@@ -64,14 +64,14 @@ pub(super) struct Directions {
 impl Directions {
     /// `here`: see [`models_here`].
     pub(super) fn of(
-        (config, administration): (&Config, Option<&Administration>),
+        config: &Config,
+        administration: Option<&Administration>,
         here: &[String],
         remote: Vec<RemoteModel>,
     ) -> Result<Self> {
         let elsewhere = remote.iter().map(|model| model.name.as_str());
         let served: Vec<&str> = here.iter().map(String::as_str).chain(elsewhere).collect();
-        config::check_targets(&config.aliases, &served)?;
-        config::check_candidates(&config.shadow.aliases, here)?;
+        check_names(config, &served, here)?;
         if let Some(administration) = administration.filter(|_| !config.aliases.is_empty()) {
             require_unlimited(&administration.directory.snapshot()?, |name| config.aliases.contains_key(name))?;
         }
@@ -146,7 +146,7 @@ impl Reloading {
         reloaded.note(self.upstreams.have_other_keys(&settings), "upstreams.key_file");
         reloaded.note(ring.is_some_and(|ring| ring.has_other_fixed_keys(&fixed)), "server.api_key_file");
         let regiven = ring.map(|ring| ring.regive(fixed, limits)).transpose()?;
-        let directions = Directions::of((&config, self.state.administration()), &here, remote)?;
+        let directions = Directions::of(&config, self.state.administration(), &here, remote)?;
         let planned = self.upstreams.plan(settings)?;
         let elsewhere = planned.replicas();
         // Nothing can go wrong from here on.
@@ -185,7 +185,7 @@ impl Reloading {
     /// What a server would publish that is started with this configuration; `None`: nothing. What would keep it from starting
     /// is an error, though none of it comes into force now.
     fn tariff_after_restart(&self, config: &Config) -> Result<Option<Tariff>> {
-        let calendar = ledgers::calendar(&config.ledger)?;
+        let calendar = ledgers::calendar(&config.ledger).map_err(|error| config.located(error))?;
         let Some(file) = config.ledger.tariff.as_deref() else { return Ok(None) };
         let device = |model: &ModelConfig| {
             let lies_on = config.partitions.iter().find(|partition| Some(&partition.name) == model.partition.as_ref());
@@ -195,8 +195,16 @@ impl Reloading {
         let staying: Vec<String> = config.models.iter().map(|model| model.name.clone()).collect();
         let elsewhere = super::elsewhere_only(config, &staying);
         let now = UnixSeconds::of(self.state.clock().wall());
-        Ok(Some(tariffs::published((file, &calendar), (here, elsewhere.as_slice()), now)?.0))
+        Ok(Some(tariffs::published(file, &calendar, here, elsewhere.as_slice(), now)?.0))
     }
+}
+
+/// That aliases and candidates stand for models: for any that is served, and for those here.
+pub(super) fn check_names(config: &Config, served: &[&str], here: &[String]) -> Result<()> {
+    let targets = config::check_targets(&config.aliases, served);
+    targets
+        .and_then(|()| config::check_candidates(&config.shadow.aliases, here))
+        .map_err(|error| config.located(error).into())
 }
 
 /// What comes into force with a restart only, and would keep the server from starting then.
@@ -284,7 +292,7 @@ fn in_force(old: &Config, new: Config, asks_for_keys: bool) -> Config {
         config.limits = new.limits;
     }
     let shadow = ShadowConfig { aliases: new.shadow.aliases, ..config.shadow };
-    Config { upstreams: new.upstreams, routing: new.routing, aliases: new.aliases, shadow, ..config }
+    Config { upstreams: new.upstreams, routing: new.routing, aliases: new.aliases, shadow, file: new.file, ..config }
 }
 
 fn with_candidates_of(old: &ShadowConfig, new: &Config) -> ShadowConfig {
@@ -327,8 +335,8 @@ fn shadows(candidates: &Candidates) -> Result<Vec<Shadow>> {
     let shadow = |(alias, candidate): (&String, &Candidate)| {
         let account = candidate.account.as_deref().map_or(Ok(AccountPath::root()), str::parse);
         let account = account.with_context(|| format!("shadow.aliases: the account of `{alias}`"))?;
-        let names = (alias.clone(), candidate.model.clone());
-        Ok(Shadow::new(names, candidate.share, account, engines::random_seed()?))
+        let seed = engines::random_seed()?;
+        Ok(Shadow::new(alias.clone(), candidate.model.clone(), candidate.share, account, seed))
     };
     candidates.iter().map(shadow).collect()
 }

@@ -7,9 +7,10 @@ use passerelle_models::ops::Compute;
 use super::engines::EngineBounds;
 use super::memory::step_bytes;
 use super::models::{Loaded, LoadedEncoder};
+use super::text;
 
 /// One event; operators look here first.
-pub(crate) fn model(model: &Loaded, (bounds, config): (EngineBounds, &EngineConfig), compute: &Compute) {
+pub(crate) fn model(model: &Loaded, bounds: EngineBounds, config: &EngineConfig, compute: &Compute) {
     let (is, spec) = (&model.description, model.model.kv_cache_spec());
     let EngineBounds { num_kv_blocks, max_model_len } = bounds;
     tracing::info!(
@@ -32,7 +33,8 @@ pub(crate) fn model(model: &Loaded, (bounds, config): (EngineBounds, &EngineConf
         step_memory = %ByteSize(step_bytes(&model.activations, config)),
         "loaded"
     );
-    say_what_multiplies((&model.name, &model.dtype), compute);
+    say_what_multiplies(&model.name, &model.dtype, compute);
+    text::warn_of_none(&model.name, &model.text);
     if max_model_len < is.max_position {
         tracing::warn!(
             model = %model.name,
@@ -44,7 +46,7 @@ pub(crate) fn model(model: &Loaded, (bounds, config): (EngineBounds, &EngineConf
 }
 
 /// Of quantised weights on a GPU: docs/gpu.md has more of them.
-fn say_what_multiplies((model, dtype): (&str, &str), compute: &Compute) {
+fn say_what_multiplies(model: &str, dtype: &str, compute: &Compute) {
     if !compute.device().is_cpu() && dtype.starts_with(['q', 'Q']) {
         tracing::warn!(
             model = %model,
@@ -76,7 +78,8 @@ pub(crate) fn encoder(loaded: &LoadedEncoder, compute: &Compute) {
         gives,
         "loaded"
     );
-    say_what_multiplies((&loaded.name, &loaded.dtype), compute);
+    say_what_multiplies(&loaded.name, &loaded.dtype, compute);
+    text::warn_of_none(&loaded.name, &loaded.text);
 }
 
 pub(crate) fn device(compute: &Compute) -> &'static str {

@@ -19,7 +19,6 @@ use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::shelf::{DiskDigest, Order, Size};
 use passerelle::gateway::tariff::Tariff;
 use passerelle::trust::stated_digest;
-use passerelle_engine::clock::Clock;
 use passerelle_models::{ModelDescription, WeightLayout, footprint};
 
 use super::engines::{self, EngineFactory, Running, RunningHandle, Started};
@@ -77,8 +76,9 @@ impl NewShelf {
     /// `None` without a folder. `staying`: names of models that stay. Errors when a key that is trusted cannot be read.
     pub(super) fn open(
         config: &Config,
-        (factory, clock): (EngineFactory, &Arc<dyn Clock>),
-        (pricing, tariff): (Pricing, &Arc<Tariff>),
+        factory: EngineFactory,
+        pricing: Pricing,
+        tariff: &Arc<Tariff>,
         staying: &[String],
     ) -> Result<Option<Self>> {
         let Some(folder) = config.server.models_dir.clone() else {
@@ -89,7 +89,7 @@ impl NewShelf {
         };
         let inspector = Inspector::new(config)?;
         let memory = config.shelf.memory.unwrap_or_else(|| ByteSize(free_memory().0 / FREE_MEMORY_PART));
-        let shelf = Shelf::new(memory.0, Arc::clone(clock));
+        let shelf = Shelf::new(memory.0, factory.clock());
         let (pricing, catalogue) = (Arc::new(pricing), Catalogue::default());
         let hashes = Arc::new(KeptHashes::open(&config.server.data_dir));
         let mut watcher = FolderWatcher {
@@ -131,7 +131,7 @@ impl NewShelf {
         };
         let (stop, stopped) = sync_channel(0);
         spawn("models", move || loader.obey())?;
-        spawn("models folder", move || watcher.look_every((look_interval, &stopped), &state))?;
+        spawn("models folder", move || watcher.look_every(look_interval, &stopped, &state))?;
         Ok(ShelfKeeper { shelf, resident, _stop_looking: stop })
     }
 }
@@ -187,7 +187,7 @@ impl ModelLoader {
     fn bring(&mut self, name: &str) -> Result<()> {
         let LoaderParts { factory, hub, inspector, hashes, kv_cache, pricing, catalogue } = &self.parts;
         let model = lock(catalogue).get(name).cloned().context("it is gone from the folder")?;
-        let identify = || self.shelf.identify(name, disk_digest(&model, (hub, hashes, inspector)));
+        let identify = || self.shelf.identify(name, disk_digest(&model, hub, hashes, inspector));
         // Again: it may have changed since it was found. Also one that is refused for it is shown as what it is now.
         let inspected = inspector.inspect(&model, &**hashes);
         identify();
@@ -195,9 +195,9 @@ impl ModelLoader {
         let loaded = models::load_any(&model, LoadContext { hub, compute: &factory.compute, hashes })?;
         identify();
         let is = loaded.description();
-        let price = pricing.price((name, factory.partition()), engines::price(is))?;
+        let price = pricing.price(name, factory.partition(), engines::price(is))?;
         let weights_bytes = is.resident_bytes.unwrap_or(is.stored_bytes);
-        let (num_kv_blocks, kv_bytes) = factory.kv_blocks(&loaded, (*kv_cache, KV_CACHE))?;
+        let (num_kv_blocks, kv_bytes) = factory.kv_blocks(&loaded, *kv_cache, KV_CACHE)?;
         self.shelf.weighed(name, weights_bytes.saturating_add(kv_bytes))?;
         let id = ReplicaId(self.next_id);
         self.next_id = self.next_id.checked_add(1).unwrap_or(FIRST_REPLICA);
@@ -247,7 +247,7 @@ struct FolderWatcher {
 
 impl FolderWatcher {
     /// Until the other end of `stopped` is dropped.
-    fn look_every(&mut self, (interval, stopped): (Duration, &Receiver<()>), state: &AppState) {
+    fn look_every(&mut self, interval: Duration, stopped: &Receiver<()>, state: &AppState) {
         while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(interval) {
             // Another configuration may be in force.
             self.look(&state.serving().names_elsewhere().collect());
@@ -303,7 +303,7 @@ impl FolderWatcher {
                 tracing::warn!(model = name, why, "a checkpoint of the folder cannot be served");
             }
             self.shelf.offer(&name, offer);
-            self.shelf.identify(&name, disk_digest(&model, (&self.hub, &self.hashes, &self.inspector)));
+            self.shelf.identify(&name, disk_digest(&model, &self.hub, &self.hashes, &self.inspector));
             self.seen.insert(name, stamp);
         }
     }
@@ -332,14 +332,14 @@ impl FolderWatcher {
         self.inspector.inspect(model, &*self.hashes)?;
         let description = models::describe(model, &self.hub)?;
         let is = description.model();
-        let price = self.pricing.price((&model.name, self.factory.partition()), engines::price(is))?;
+        let price = self.pricing.price(&model.name, self.factory.partition(), engines::price(is))?;
         // Before it is loaded: a process that died may have left requests of it to be settled, and limits say what is left.
         if self.tariff.price(&model.name).is_none() {
             self.tariff.set(&model.name, price);
         }
         let files = models::find_files(&model.source, models::wanted_of(model), &self.hub)?;
         let taken = footprint(&files, &models::load_options(model), WeightLayout::Panels)?;
-        let kv_cache_bytes = self.factory.kv_bytes(&taken, (self.kv_cache, KV_CACHE))?;
+        let kv_cache_bytes = self.factory.kv_bytes(&taken, self.kv_cache, KV_CACHE)?;
         let size = Size { weights_bytes: weights_bytes(model.dtype, is), kv_cache_bytes };
         self.require_room(size)?;
         Ok(size)
@@ -359,10 +359,7 @@ impl FolderWatcher {
 
 /// Of its files as they lie there, if they were hashed before, or come with a manifest that may be theirs. Where keys are
 /// trusted, a manifest says nothing by itself: what one of them signed has been hashed.
-fn disk_digest(
-    model: &ModelConfig,
-    (hub, hashes, inspector): (&HubConfig, &KeptHashes, &Inspector),
-) -> Option<DiskDigest> {
+fn disk_digest(model: &ModelConfig, hub: &HubConfig, hashes: &KeptHashes, inspector: &Inspector) -> Option<DiskDigest> {
     let files = models::find_files(&model.source, models::wanted_of(model), hub).ok()?;
     let stated = || if inspector.has_keys() { None } else { stated_digest(&files).map(DiskDigest::Stated) };
     hashes.kept_digest_of(&files).map(DiskDigest::Hashed).or_else(stated)

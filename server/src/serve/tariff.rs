@@ -40,7 +40,7 @@ pub(super) enum Pricing {
 
 impl Pricing {
     /// `derived`: the price by weights.
-    pub(super) fn price(&self, (model, partition): (&str, &str), derived: Price) -> Result<Price> {
+    pub(super) fn price(&self, model: &str, partition: &str, derived: Price) -> Result<Price> {
         match self {
             Self::Derived => Ok(derived),
             Self::Published(written) => {
@@ -60,7 +60,8 @@ impl Pricing {
 /// A published tariff prices every model that is served, or the server does not start: nothing is free by an oversight.
 /// Without one, a model that only upstreams have has no price: whoever is limited in GPU time is refused it.
 pub(super) fn in_force(
-    (file, calendar): (Option<&Path>, &Calendar),
+    file: Option<&Path>,
+    calendar: &Calendar,
     served: Served<'_>,
     now: UnixSeconds,
 ) -> Result<(Tariff, Pricing)> {
@@ -70,7 +71,7 @@ pub(super) fn in_force(
         return Ok((Tariff::new(DERIVED_TARIFF, prices), Pricing::Derived));
     };
     let here = served.here.iter().map(|(name, partition, _)| (name.as_str(), *partition));
-    let (tariff, written) = published((file, calendar), (here, served.elsewhere), now)?;
+    let (tariff, written) = published(file, calendar, here, served.elsewhere, now)?;
     tracing::info!(version = written.version, reference = written.reference, "what tokens cost is published");
     Ok((tariff, Pricing::Published(written)))
 }
@@ -78,8 +79,10 @@ pub(super) fn in_force(
 /// What a file publishes, with which a server starts that has these models here, each with where it runs, and those
 /// elsewhere. Errors where it forgets one of them, or does not hold yet.
 pub(super) fn published<'a>(
-    (file, calendar): (&Path, &Calendar),
-    (here, elsewhere): (impl Iterator<Item = (&'a str, &'a str)>, &[&'a str]),
+    file: &Path,
+    calendar: &Calendar,
+    here: impl Iterator<Item = (&'a str, &'a str)>,
+    elsewhere: &[&'a str],
     now: UnixSeconds,
 ) -> Result<(Tariff, WrittenTariff)> {
     let named = || format!("ledger.tariff: {}", file.display());
@@ -156,7 +159,7 @@ mod tests {
         let file = folder.path().join("tariff.toml");
         fs::write(&file, FILE).expect("the folder is writable");
         let here = vec![(here.to_owned(), "cpu", Price::flat(77, 77, 77))];
-        in_force((Some(&file), &Calendar::utc()), Served { here, elsewhere }, now).map(|(tariff, _)| tariff)
+        in_force(Some(&file), &Calendar::utc(), Served { here, elsewhere }, now).map(|(tariff, _)| tariff)
     }
 
     #[test]

@@ -37,10 +37,14 @@ pub(crate) fn load(model: &ModelConfig, files: &CheckpointFiles, hub: &HubConfig
     if let Some(other) = &other {
         ensure!(!text.tokenizer.is_absent(), "tokenizer (--tokenizer): {} holds none", other.root().display());
     }
-    if text.tokenizer.is_absent() {
-        tracing::warn!(model = %model.name, "no tokenizer: prompts are token ids alone; --tokenizer SOURCE gives one");
-    }
     Ok(text)
+}
+
+/// Of a model that is served: where its weights cannot be loaded, that alone is told.
+pub(super) fn warn_of_none(model: &str, text: &TextModel) {
+    if text.tokenizer.is_absent() {
+        tracing::warn!(model, "no tokenizer: prompts are token ids alone; --tokenizer SOURCE gives one");
+    }
 }
 
 /// With the file that cannot be used, wherever that was read from. `template`: the configuration's, if it names one.

@@ -92,11 +92,11 @@ pub(crate) fn run_worker(config: &Config, assignment: WorkerAssignment) -> Resul
     }
     assignment.gateway.check()?;
     let loaded =
-        LoadedPartition::load(&config, (&clock, &bell), (named(&config, &assignment.partition)?, assignment.sight))?;
+        LoadedPartition::load(&config, &clock, &bell, named(&config, &assignment.partition)?, assignment.sight)?;
     let bounds = BackoffBounds { first: config.workers.first_restart, longest: config.workers.longest_restart };
     let served = runtime.block_on(async {
         tokio::select! {
-            served = loaded.serve(&assignment, (bounds, patience)) => served,
+            served = loaded.serve(&assignment, bounds, patience) => served,
             never = assignment.gateway.remind(&assignment.partition, &*clock) => match never {},
         }
     });
@@ -158,7 +158,7 @@ impl Parted {
 
 impl LoadedPartition {
     /// One gateway connection after the other, as the assignment's lifeline allows.
-    async fn serve(&self, assignment: &WorkerAssignment, (bounds, patience): (BackoffBounds, Duration)) -> Result<()> {
+    async fn serve(&self, assignment: &WorkerAssignment, bounds: BackoffBounds, patience: Duration) -> Result<()> {
         let mut signals = Signals::new()?;
         let mut backoff = Backoff::new(bounds);
         let mut was_let_in = false;
@@ -167,7 +167,7 @@ impl LoadedPartition {
         loop {
             let began = self.clock.now();
             let leave_in_time = leave(&mut signals, leaves_in());
-            let served = self.serve_once(&assignment.gateway, (time_left(), patience), leave_in_time).await;
+            let served = self.serve_once(&assignment.gateway, time_left(), patience, leave_in_time).await;
             let Err(parted) = served else { return Ok(()) };
             was_let_in |= matches!(parted, Parted::Ended(WorkError::Broken(_) | WorkError::GatewayGone));
             if assignment.lifeline == Lifeline::Input || !parted.may_pass(was_let_in) {
@@ -185,7 +185,8 @@ impl LoadedPartition {
     async fn serve_once(
         &self,
         gateway: &GatewayAddress,
-        (ends_in, patience): (Option<Duration>, Duration),
+        ends_in: Option<Duration>,
+        patience: Duration,
         leave: impl Future<Output = String>,
     ) -> Result<(), Parted> {
         let mut leave = pin!(leave);
@@ -204,8 +205,10 @@ impl LoadedPartition {
     /// `config`: see [`of_partition`].
     fn load(
         config: &Config,
-        (clock, bell): (&Arc<dyn Clock>, &Arc<Notify>),
-        (partition, sight): (&PartitionConfig, Sight),
+        clock: &Arc<dyn Clock>,
+        bell: &Arc<Notify>,
+        partition: &PartitionConfig,
+        sight: Sight,
     ) -> Result<Self> {
         let compute = compute_on(&config.engine, &DeviceKey::of_partition(partition), sight)?;
         let hashes = KeptHashes::open(&config.server.data_dir);
@@ -218,7 +221,7 @@ impl LoadedPartition {
             names.clone().map(|name| (name.to_owned(), Arc::new(StepTap::new(Arc::clone(bell))))).collect();
         let (device, kernels) = (super::report::device(&compute).to_owned(), compute.kernels().to_string());
         let threads = compute.num_threads();
-        let factory = EngineFactory::new((&engine, config.ledger.gpu_factor), compute, clock, names)?
+        let factory = EngineFactory::new(&engine, config.ledger.gpu_factor, compute, clock, names)?
             .bounded_by(memory_key)
             .remembering(KeptCosts::open(&config.server.data_dir));
         let fleet = engines::start(loaded, factory.observed_by(observers(&taps)))?;

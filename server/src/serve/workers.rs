@@ -122,9 +122,11 @@ impl Arrivals {
 /// Returns when every partition with a worker of this machine has it; fails with the first whose worker ends before. `None`:
 /// it was `interrupted`, and its workers are gone.
 pub(super) fn open(
-    (config, command): (&Config, WorkerCommand),
+    config: &Config,
+    command: WorkerCommand,
     arrivals: Arrivals,
-    (runtime, interrupted): (&Runtime, impl Future<Output = ()>),
+    runtime: &Runtime,
+    interrupted: impl Future<Output = ()>,
 ) -> Result<Option<WorkersKeeper>> {
     caps::say(config);
     let socket = std::path::absolute(config.server.data_dir.join(WORKER_SOCKET))?;
@@ -229,7 +231,7 @@ impl RemoteEntry {
         loop {
             match self.listener.accept().await {
                 Ok((stream, from)) => {
-                    let meeting = meet((stream, from), self.tls.clone(), gate.clone(), Arc::clone(&places));
+                    let meeting = meet(stream, from, self.tls.clone(), gate.clone(), Arc::clone(&places));
                     unproven.add(tokio::spawn(meeting).abort_handle());
                 }
                 Err(error) => rest(&error).await,
@@ -239,7 +241,7 @@ impl RemoteEntry {
 }
 
 /// Whoever proves itself is served by a task of its own, which is no stranger's to end.
-async fn meet((stream, from): (TcpStream, SocketAddr), tls: GatewayTls, gate: Gate, places: Arc<Semaphore>) {
+async fn meet(stream: TcpStream, from: SocketAddr, tls: GatewayTls, gate: Gate, places: Arc<Semaphore>) {
     match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
         Ok(Ok((stream, peer))) => {
             let Ok(place) = places.try_acquire_owned() else {

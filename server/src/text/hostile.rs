@@ -35,7 +35,8 @@ fn a_tokenizer_cut_anywhere_is_refused() {
     for json in [byte_level_json(), byte_fallback_json(), unigram_json(), word_piece_json()] {
         let whole = json.to_string();
         for cut in (0..whole.len()).step_by(whole.len() / 12) {
-            refused(&[("tokenizer.json", &whole.as_bytes()[..cut])], "tokenizer.json");
+            let said = refused(&[("tokenizer.json", &whole.as_bytes()[..cut])], "tokenizer.json");
+            assert!(said.contains("is no valid JSON, at line 1, column "), "{said}");
         }
     }
 }

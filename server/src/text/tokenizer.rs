@@ -5,6 +5,7 @@ mod bounds;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
+use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer as Hf;
 
@@ -79,8 +80,8 @@ impl Tokenizer {
         }
         // A damaged file can trip an assertion in the library; it must cost this model, not the process.
         let hf = catch_unwind(AssertUnwindSafe(|| Hf::from_bytes(bytes)))
-            .map_err(|_| fault("is damaged: the tokenizers library panicked on it; fetch it again".into()))?
-            .map_err(|error| fault(format!("is not a tokenizer of the tokenizers library: {error}; fetch it again")))?;
+            .map_err(|_| fault(no_tokenizer(bytes, "damaged: the tokenizers library panicked on it")))?
+            .map_err(|error| fault(no_tokenizer(bytes, &format!("not a tokenizer of the tokenizers library: {error}"))))?;
         bounds::check(&hf).map_err(fault)?;
         Self::from_hf(hf).map_err(|error| fault(error.to_string()))
     }
@@ -248,6 +249,15 @@ impl AsText {
         });
         Self { hf, produces_special }
     }
+}
+
+/// What is wrong with a file that is not read as a tokenizer: it is `otherwise`, unless it is not even JSON.
+fn no_tokenizer(bytes: &[u8], otherwise: &str) -> String {
+    let what = match serde_json::from_slice::<IgnoredAny>(bytes) {
+        Ok(_) => otherwise.to_owned(),
+        Err(error) => format!("no valid JSON, at line {}, column {}", error.line(), error.column()),
+    };
+    format!("is {what}; fetch it again")
 }
 
 fn encode(hf: &Hf, text: &str, add: AddSpecialTokens) -> Result<Vec<u32>, TextError> {

@@ -40,7 +40,7 @@ pub fn write_bundle(files: &CheckpointFiles, out: &Path, watch: Watch<'_>) -> Re
     }
     let mut progress = Progress::of(&manifest, watch);
     for part in manifest.files() {
-        let hashed = write_part(&mut file, (files.open_part(&part.name)?, part), &mut progress).map_err(at(out))?;
+        let hashed = write_part(&mut file, files.open_part(&part.name)?, part, &mut progress).map_err(at(out))?;
         if hashed != *part {
             return Err(Mismatch::Changed(files.root().join(&part.name)).into());
         }
@@ -96,7 +96,7 @@ impl BundleReader {
                 None => return Err(Mismatch::Missing(self.file.join(&part.name)).into()),
             };
             let bytes = (&mut self.from).take(header.size_bytes);
-            let copied = copy_part(bytes, (folder, &part.name), &mut |more| progress.add(more));
+            let copied = copy_part(bytes, folder, &part.name, &mut |more| progress.add(more));
             let (hash, size_bytes) = copied.map_err(at(&self.file))?;
             if size_bytes < header.size_bytes {
                 return Err(self.refuse(CUT_SHORT));
@@ -180,7 +180,8 @@ fn write_small(mut to: impl Write, name: &str, bytes: &[u8]) -> io::Result<()> {
 /// What was written of it: another size or hash if the file is no longer what the manifest says.
 fn write_part(
     mut to: impl Write,
-    (from, part): (impl Read, &ManifestFile),
+    from: impl Read,
+    part: &ManifestFile,
     progress: &mut Progress<'_>,
 ) -> io::Result<ManifestFile> {
     let header = Header { name: part.name.clone(), size_bytes: part.size_bytes };

@@ -137,7 +137,7 @@ impl Import<'_> {
             }
             let former = manifest_files.signature()?;
             let copied = self.choose_signature(signature.as_deref(), former.as_deref());
-            let num_mended = mend(path, &manifest, (folder.path(), watch))?;
+            let num_mended = mend(path, &manifest, folder.path(), watch)?;
             let signature = signature.filter(|_| copied == CopiedSignature::Kept);
             manifest_files.write(&manifest, signature.as_deref())?;
             return Ok(Imported { num_mended, ..imported(path.clone(), copied) });
@@ -167,7 +167,7 @@ impl Import<'_> {
 
 /// Makes the copy at `path` what `manifest` says, if it is not: each part that differs is replaced by the one in `fresh`.
 /// Returns how many were. Errors where there is something beside, which somebody may want.
-fn mend(path: &Path, manifest: &Manifest, (fresh, watch): (&Path, Watch<'_>)) -> Result<usize, TrustError> {
+fn mend(path: &Path, manifest: &Manifest, fresh: &Path, watch: Watch<'_>) -> Result<usize, TrustError> {
     let mut num_mended = 0;
     let files = if path.is_dir() { CheckpointFiles::directory(path)? } else { CheckpointFiles::gguf(path)? };
     loop {

@@ -9,7 +9,7 @@ use passerelle_engine::{
 };
 use tokio::sync::Notify;
 
-use super::wire::{self, Change, Heard, Orders, Submission, Text, Violation, event, feed_events};
+use super::wire::{self, CallId, Change, Heard, Orders, Submission, Text, Violation, event, feed_events};
 
 /// Prompt tokens of one message of orders; what is beyond goes with the next.
 const MAX_ORDERED_TOKENS: usize = 1 << 20;
@@ -32,7 +32,7 @@ enum JobKind {
 pub(super) struct Calls {
     next: u64,
     /// Not sent yet, in the order in which they came.
-    unsent: VecDeque<(u64, u32, Job)>,
+    unsent: VecDeque<(CallId, Job)>,
     sent: BTreeMap<u64, Sent>,
 }
 
@@ -131,7 +131,7 @@ impl Calls {
     pub(super) fn add(&mut self, model: u32, job: Job, bell: &Arc<Notify>) {
         // A job is given to a link once.
         let _ = job.bell.set(Arc::clone(bell));
-        self.unsent.push_back((self.next, model, job));
+        self.unsent.push_back((CallId { call: self.next, model }, job));
         self.next += 1;
     }
 
@@ -141,7 +141,7 @@ impl Calls {
             occupancy.waiting_requests += 1;
             occupancy.waiting_tokens += prompt_tokens;
         };
-        let unsent = || self.unsent.iter().filter(move |(_, of, _)| *of == model).map(|(_, _, job)| job);
+        let unsent = || self.unsent.iter().filter(move |(id, _)| id.model == model).map(|(_, job)| job);
         unsent().for_each(|job| wait(job.prompt_tokens()));
         let (started, waiting): (Vec<&Sent>, Vec<&Sent>) =
             self.sent.values().filter(|call| call.model == model).partition(|call| call.is_started);
@@ -158,7 +158,7 @@ impl Calls {
 
     /// Requests and texts of one model that have not ended.
     pub(super) fn num_of(&self, model: u32) -> u64 {
-        let unsent = self.unsent.iter().filter(|(_, of, _)| *of == model).count();
+        let unsent = self.unsent.iter().filter(|(id, _)| id.model == model).count();
         let sent = self.sent.values().filter(|call| call.model == model).count();
         (unsent + sent) as u64
     }
@@ -176,11 +176,11 @@ impl Calls {
         let mut orders = Orders::default();
         let mut tokens = 0;
         while tokens < MAX_ORDERED_TOKENS
-            && let Some((call, model, mut job)) = self.unsent.pop_front()
+            && let Some((id, mut job)) = self.unsent.pop_front()
         {
             if !job.is_abandoned() {
                 tokens += job.prompt_tokens();
-                self.send((call, model), job, &mut orders);
+                self.send(id, job, &mut orders);
             }
         }
         orders.changes.extend(self.sent.iter_mut().filter_map(|(&call, sent)| sent.take_change(call)));
@@ -188,21 +188,21 @@ impl Calls {
         (!is_empty).then_some(orders)
     }
 
-    fn send(&mut self, (call, model): (u64, u32), job: Job, orders: &mut Orders) {
+    fn send(&mut self, id: CallId, job: Job, orders: &mut Orders) {
         let (prompt_tokens, owed_tokens) = (job.prompt_tokens(), job.answer_tokens());
         let way_in = match job.kind {
             JobKind::Generate { request, grammar, feed } => {
                 let granted_tokens = feed.granted_tokens();
-                orders.submissions.push(Submission::of((call, model), *request, (grammar, granted_tokens)));
+                orders.submissions.push(Submission::of(id, *request, grammar, granted_tokens));
                 WayIn::Events { feed, granted_tokens, closed_choices: Vec::new() }
             }
             JobKind::Encode { text, vector_len, feed } => {
-                orders.texts.push(Text::of((call, model), text));
+                orders.texts.push(Text::of(id, text));
                 WayIn::Vector { feed: Some(feed), vector_len, is_cancelled: false }
             }
         };
-        let sent = Sent { model, prompt_tokens, owed_tokens, is_started: false, is_answered: false, way_in };
-        self.sent.insert(call, sent);
+        let sent = Sent { model: id.model, prompt_tokens, owed_tokens, is_started: false, is_answered: false, way_in };
+        self.sent.insert(id.call, sent);
     }
 
     /// Errors leave everything as it was but for what the message had said before.

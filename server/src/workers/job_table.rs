@@ -8,7 +8,7 @@ use passerelle_engine::{Constraint, ConstraintError, EncodeRequest, EventStream,
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use super::tap::StepTap;
-use super::wire::{self, Change, Heard, Load, Malformed, Ordered, Orders, Report, Step, Vector, event};
+use super::wire::{self, CallId, Change, Heard, Load, Malformed, Ordered, Orders, Report, Step, Vector, event};
 use crate::gateway::{ReplicaDoor, ReplicaRefusal};
 
 /// From what a grammar is made of to the constraint, on a thread of its own. `None` where it cannot be made.
@@ -83,8 +83,8 @@ impl JobTable {
             self.begin(submission.try_into()?)?;
         }
         for text in orders.texts {
-            let (call, model) = (text.call, text.model);
-            self.read((call, model), text.try_into()?)?;
+            let id = CallId { call: text.call, model: text.model };
+            self.read(id, text.try_into()?)?;
         }
         orders.changes.into_iter().for_each(|change| self.change(change));
         Ok(())
@@ -138,10 +138,10 @@ impl JobTable {
     }
 
     fn begin(&mut self, mut ordered: Ordered) -> Result<(), Malformed> {
-        let model = self.models.get(ordered.model as usize).ok_or(Malformed("model"))?;
-        let (call, id) = (ordered.call, ordered.model);
+        let id = ordered.id;
+        let model = self.models.get(id.model as usize).ok_or(Malformed("model"))?;
         let Some(recipe) = ordered.grammar.take() else {
-            self.start(call, id, ordered.request);
+            self.start(id, ordered.request);
             return Ok(());
         };
         let revive = Arc::clone(&model.revive);
@@ -150,44 +150,45 @@ impl JobTable {
             (Box::new(ordered), constraint)
         });
         let stage = Stage::Making { task: making.id(), changes: Vec::new() };
-        self.running.insert(call, Running { model: id, stage });
+        self.running.insert(id.call, Running { model: id.model, stage });
         Ok(())
     }
 
     /// A task that panicked answers nobody: whoever waits for it is told. One that was aborted has been forgotten already.
     fn lose(&mut self, lost: &JoinError, error: RequestError) {
         let waiting = self.running.iter().find(|(_, running)| running.stage.waits_for(lost.id()));
-        let Some((call, model)) = waiting.map(|(call, running)| (*call, running.model)) else { return };
-        self.running.remove(&call);
-        self.fail((call, model), error);
+        let Some(id) = waiting.map(|(&call, running)| CallId { call, model: running.model }) else { return };
+        self.running.remove(&id.call);
+        self.fail(id, error);
     }
 
     fn begin_constrained(&mut self, ordered: Ordered, constraint: Option<Box<dyn Constraint>>) {
-        let Ordered { call, model, mut request, .. } = ordered;
-        let Some(Running { stage: Stage::Making { changes, .. }, .. }) = self.running.remove(&call) else { return };
+        let Ordered { id, mut request, .. } = ordered;
+        let Some(Running { stage: Stage::Making { changes, .. }, .. }) = self.running.remove(&id.call) else { return };
         if constraint.is_none() {
-            return self.fail((call, model), RequestError::Step("its grammar could not be made again".to_owned()));
+            return self.fail(id, RequestError::Step("its grammar could not be made again".to_owned()));
         }
         request.constraint = constraint;
-        self.start(call, model, request);
+        self.start(id, request);
         changes.into_iter().for_each(|change| self.change(change));
     }
 
-    fn start(&mut self, call: u64, model: u32, request: Request) {
-        let Some(door) = self.models.get(model as usize).map(|model| &model.door) else { return };
+    fn start(&mut self, id: CallId, request: Request) {
+        let Some(door) = self.models.get(id.model as usize).map(|model| &model.door) else { return };
         let num_choices = request.num_choices.get();
         let granted_tokens = request.granted_tokens.unwrap_or(u32::MAX);
         match door.submit(request) {
             Ok(events) => {
                 let told = Usage::default();
                 let stage = Stage::Generating { events, num_choices, granted_tokens, told };
-                self.running.insert(call, Running { model, stage });
+                self.running.insert(id.call, Running { model: id.model, stage });
             }
-            Err(refused) => self.fail((call, model), lost(refused)),
+            Err(refused) => self.fail(id, lost(refused)),
         }
     }
 
-    fn read(&mut self, (call, model): (u64, u32), text: EncodeRequest) -> Result<(), Malformed> {
+    fn read(&mut self, id: CallId, text: EncodeRequest) -> Result<(), Malformed> {
+        let CallId { call, model } = id;
         let door = &self.models.get(model as usize).ok_or(Malformed("model"))?.door;
         match door.encode(text) {
             Ok(mut reply) => {
@@ -197,16 +198,17 @@ impl JobTable {
                 });
                 self.running.insert(call, Running { model, stage: Stage::Reading(reading) });
             }
-            Err(refused) => self.fail((call, model), lost(refused)),
+            Err(refused) => self.fail(id, lost(refused)),
         }
         Ok(())
     }
 
     fn take_vector(&mut self, Read { call, owed_tokens, answer }: Read) {
         let Some(Running { model, .. }) = self.running.remove(&call) else { return };
+        let id = CallId { call, model };
         match answer {
-            Ok(values) => self.end((call, model), event::What::Vector(Vector { values, owed_tokens })),
-            Err(error) => self.fail((call, model), error),
+            Ok(values) => self.end(id, event::What::Vector(Vector { values, owed_tokens })),
+            Err(error) => self.fail(id, error),
         }
     }
 
@@ -227,18 +229,18 @@ impl JobTable {
             }
             Stage::Reading(reading) => {
                 reading.abort();
-                let model = running.model;
-                self.running.remove(&change.call);
-                self.fail((change.call, model), RequestError::ShuttingDown);
+                let id = CallId { call: change.call, model: running.model };
+                self.running.remove(&id.call);
+                self.fail(id, RequestError::ShuttingDown);
             }
         }
     }
 
-    fn fail(&mut self, (call, model): (u64, u32), error: RequestError) {
-        self.end((call, model), event::What::Failed(error.into()));
+    fn fail(&mut self, id: CallId, error: RequestError) {
+        self.end(id, event::What::Failed(error.into()));
     }
 
-    fn end(&mut self, (call, model): (u64, u32), what: event::What) {
+    fn end(&mut self, CallId { call, model }: CallId, what: event::What) {
         let events = vec![wire::Event { what: Some(what) }];
         self.ended.push((model, Heard { call, events, ..Heard::default() }));
     }

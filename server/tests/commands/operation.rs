@@ -6,11 +6,10 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use serde_json::{Value, json};
 
 use super::binary::{self, Served, State, request};
+use super::workers::wait_until;
 
 /// Tokens that no stream below may reach before it is ended.
 const LONG: u32 = 1_900;
-/// Far more looks at a log than a line takes to get there.
-const LOOKS: usize = 1_000_000;
 
 fn chat(content: &str) -> Value {
     json!({"model": "demo", "messages": [{"role": "user", "content": content}], "temperature": 0})
@@ -145,6 +144,23 @@ fn after_the_drain_timeout_every_client_is_told_and_the_exit_code_is_0() {
 }
 
 #[test]
+fn a_drain_that_cuts_nothing_off_warns_of_nothing() {
+    let state = State::new();
+    let file = state.path().join("p.toml");
+    fs::write(&file, "[server]\ndrain_timeout = \"0s\"\n").expect("the folder is writable");
+    for (num_streams, warnings) in [(0, 0), (1, 1)] {
+        let options = ["--config", file.to_str().expect("a plain path")];
+        let mut served = Served::start_logging(&state, &options, "warn");
+        let streams = long_streams(&served, num_streams);
+        served.signal("TERM");
+        streams.into_iter().for_each(|stream| drop(stream.text()));
+        assert_eq!(served.exit_code(), Some(0));
+        let log = fs::read_to_string(state.log()).expect("it is logged");
+        assert_eq!(log.matches("the drain timeout has passed").count(), warnings, "{log}");
+    }
+}
+
+#[test]
 fn a_second_signal_ends_at_once() {
     let state = State::new();
     let mut served = Served::start_logging(&state, &[], "info");
@@ -152,8 +168,7 @@ fn a_second_signal_ends_at_once() {
     served.signal("TERM");
     // Two signals of one kind at one instant are one.
     let log = || fs::read_to_string(state.log()).expect("it is logged");
-    let heard = (0..LOOKS).any(|_| log().contains("admitting nothing more"));
-    assert!(heard, "the first signal is not heard");
+    wait_until("the first signal is heard", || log().contains("admitting nothing more"));
     served.signal("INT");
     assert_eq!(served.exit_code(), Some(130));
 }

@@ -68,7 +68,11 @@ fn processors_of_a_partition_that_this_machine_does_not_have_are_refused_by_thei
     let refused = refused.expect("the binary runs");
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && refused.stdout.is_empty(), "{said}");
-    assert!(said.contains("partitions[0].cpu_affinity") && said.contains("and not on"), "{said}");
+    assert!(
+        said.contains("placed.toml:5:1: partitions[0].cpu_affinity: `wide`: ") && said.contains("and not on"),
+        "{said}"
+    );
+    assert!(!said.contains("a worker is started"), "{said}");
 }
 
 #[test]

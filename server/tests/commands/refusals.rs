@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::binary::{self, State};
+use super::binary::{self, Served, State};
 
 /// A copy of the demo that a test may break.
 fn copy_of_demo(state: &State) -> PathBuf {
@@ -42,6 +42,25 @@ fn refusal(break_it: impl FnOnce(&Path)) -> String {
 fn a_missing_tokenizer_is_named() {
     let said = refusal(|folder| fs::remove_file(folder.join("tokenizer.json")).expect("it is there"));
     assert!(said.contains("tokenizer.json"), "{said}");
+}
+
+#[test]
+fn a_start_that_fails_says_what_ends_it_and_nothing_of_a_tokenizer_that_is_missing_too() {
+    let without_tokenizer = |folder: &Path| {
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
+            fs::remove_file(folder.join(file)).expect("it is there");
+        }
+    };
+    let said = refusal(|folder| {
+        without_tokenizer(folder);
+        fs::remove_file(folder.join("model.safetensors")).expect("it is there");
+    });
+    assert!(said.contains("download the weights") && !said.contains("no tokenizer"), "{said}");
+    let state = State::new();
+    without_tokenizer(&copy_of_demo(&state));
+    drop(Served::start_logging(&state, &["--model", "./broken"], "warn"));
+    let log = fs::read_to_string(state.log()).expect("it is there");
+    assert!(log.contains("no tokenizer: prompts are token ids alone"), "{log}");
 }
 
 #[test]
@@ -230,8 +249,11 @@ fn a_folder_of_checkpoints_is_refused_with_what_is_in_it() {
 #[test]
 fn what_no_model_could_mend_is_refused_before_one_is_loaded() {
     for (wrong, why) in [
-        ("[ledger]\ntime_zone = \"Atlantis\"\n", "'Atlantis' is no time zone"),
-        ("[aliases]\nchat = { nobody = 1 }\n", "`nobody`, which is not served"),
+        ("[ledger]\ntime_zone = \"Atlantis\"\n", "wrong.toml:2:1: ledger.time_zone: 'Atlantis' is no time zone"),
+        ("[aliases]\nchat = { nobody = 1 }\n", "wrong.toml:2:1: aliases.chat: `chat` stands for `nobody`"),
+        ("[[models]]\nsource = \"./nowhere\"\n", "wrong.toml:2:1: model `nowhere`: the directory "),
+        ("[engine]\nmax_num_seqs = 100000000\n", "wrong.toml:2:1: engine.max_num_seqs (--max-num-seqs): 100000000 are"),
+        ("[engine]\nkv_cache_memory = \"900TiB\"\n", "wrong.toml:2:1: engine.kv_cache_memory (--kv-cache-memory): 9"),
     ] {
         let state = State::new();
         fs::write(state.path().join("wrong.toml"), wrong).expect("the folder is writable");

@@ -142,7 +142,9 @@ fn a_run_that_was_killed_goes_on_and_ends_with_the_same_files() {
         texts.map(|text| text.iter().filter(|byte| **byte == b'\n').count()).max()
     };
     while begun().unwrap_or(0) < 3 {
-        assert!(killed.try_wait().expect("it was started here").is_none(), "it ended before it could be killed");
+        // Who was held up since the last look may find it at its end; a line is torn below all the same.
+        let is_over = killed.try_wait().expect("it was started here").is_some();
+        assert!(!is_over || begun().unwrap_or(0) >= 3, "it ended before it had begun");
         std::thread::yield_now();
     }
     killed.kill().expect("it runs");

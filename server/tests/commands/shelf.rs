@@ -206,6 +206,28 @@ fn why_a_model_failed_is_told_to_operators_and_to_no_other_key() {
 }
 
 #[test]
+fn a_server_all_of_whose_models_have_failed_is_not_ready_until_one_can_be_loaded() {
+    let state = State::new();
+    let broken = state.path().join("runs/broken");
+    fs::create_dir_all(&broken).expect("the folder is writable");
+    let served = serve(&state, &[], PATIENT);
+    let probe = || request(&served.address, "GET", "/ready", &Value::Null);
+    assert_eq!(probe().status, 200, "a first model may come");
+    fs::write(broken.join("config.json"), "{}").expect("the folder is writable");
+    until(&state, "broken", "failed");
+    let refused = probe();
+    assert_eq!(refused.status, 503);
+    assert!(
+        refused.text().contains("No model can be loaded") && !refused.text().contains("runs"),
+        "{}",
+        refused.text()
+    );
+    write_checkpoint(&broken, 3);
+    until(&state, "broken", "available");
+    assert_eq!(probe().status, 200);
+}
+
+#[test]
 fn what_of_the_folder_cannot_be_served_is_said_at_the_start() {
     let state = State::new();
     let runs = state.path().join("runs");

@@ -315,6 +315,30 @@ fn an_import_copies_a_family_that_is_not_served_here_and_says_that_it_is_not() {
     assert_eq!(fs::read_to_string(state.path().join("passerelle/models/far/config.json")).expect("a copy"), config);
 }
 
+#[test]
+fn an_import_copies_no_model_of_a_family_that_is_served_here_without_its_weights_or_half_of_its_tokenizer() {
+    let state = State::new();
+    let (part, aside) = (state.path().join("part"), state.path().join("aside"));
+    fs::create_dir(&part).expect("the folder is writable");
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(Path::new(&demo()).join(file), part.join(file)).expect("the demo has it");
+    }
+    for (file, why) in [
+        (
+            "model.safetensors",
+            "part: weights: neither model.safetensors nor model.safetensors.index.json is here; download",
+        ),
+        ("tokenizer.json", "tokenizer.json: is missing beside tokenizer_config.json; finish the copy"),
+    ] {
+        fs::rename(part.join(file), &aside).expect("the folder is writable");
+        let said = refusal(&state, &["import", "./part"]);
+        assert!(said.contains("not copied: ") && said.contains(why), "{said}");
+        fs::rename(&aside, part.join(file)).expect("the folder is writable");
+    }
+    assert!(!state.path().join("passerelle/models").exists());
+    run(&state, &["import", "./part"]);
+}
+
 /// As the documentation says that other tools check it.
 #[test]
 fn openssl_and_sha256sum_find_right_what_was_signed_here() {

@@ -130,10 +130,11 @@ fn a_worker_that_is_killed_takes_its_streams_alone_with_it_and_another_takes_its
     let state = State::new();
     let served = Served::start_logging(&state, &["--config", &on_partitions(&state)], "warn");
     let undisturbed = choices(&stream(&served, "final", 200).text());
-    let (struck, spared) = (stream(&served, "early", 400), stream(&served, "final", 200));
-    let (struck, spared) = (struck.wait_for_events(3), spared.wait_for_events(3));
     let left = workers(&state, "left");
     assert_eq!(left.len(), 1, "one process for the partition");
+    // Far longer than it takes until its worker is struck.
+    let (struck, spared) = (stream(&served, "early", 1_900), stream(&served, "final", 200));
+    let (spared, struck) = (spared.wait_for_events(3), struck.wait_for_events(3));
     signal(left[0], "KILL");
     let unready_after = wait_until("the replica is unready", || !is_ready(&served));
     assert!(unready_after < Duration::from_secs(1), "{unready_after:?}");

@@ -16,7 +16,7 @@ use passerelle::gateway::directory::NewKey;
 use passerelle::gateway::quota::Bound;
 use passerelle::gateway::{AccountPath, DataDir, Directory, Limit, Quota, Scope};
 use passerelle_engine::EncoderConfig;
-use passerelle_engine::clock::SystemClock;
+use passerelle_engine::clock::{ManualClock, SystemClock};
 use serde_json::{Value, json};
 
 const EMBEDDINGS: &str = "/v1/embeddings";
@@ -363,7 +363,9 @@ async fn labels_are_those_of_the_reference() {
 
 #[tokio::test]
 async fn limits_hold_for_texts_as_for_prompts() {
-    let options = Options { key_limits: Some(vec![limit(Limit::tokens_per_minute, 60)]), ..Options::default() };
+    // Room comes back with every second, so the clock stands still.
+    let (key_limits, clock) = (Some(vec![limit(Limit::tokens_per_minute, 60)]), Arc::new(ManualClock::default()));
+    let options = Options { key_limits, clock, ..Options::default() };
     let server = EncoderServer::with(options, EncoderConfig::default()).await;
     let client = server.client().with_key();
     assert_eq!(server.client().post(EMBEDDINGS, &json!({ "model": BERT, "input": "a" })).await.status, 401);

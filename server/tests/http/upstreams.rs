@@ -19,24 +19,26 @@ use passerelle::gateway::{Limit, Replica, Router};
 use passerelle::upstream::{Timeouts, Upstream, UpstreamKind, UpstreamSettings};
 use passerelle_engine::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
 use crate::common::{Options, PATIENCE, Server};
 use script::{Act, Scripted, chat_answer, chat_piece, completion_answer};
 
 const REMOTE: &str = "big";
+const TIMEOUTS: Timeouts =
+    Timeouts { connect: Duration::from_secs(5), first_byte: PATIENCE, idle: Duration::from_secs(30) };
 /// How long an upstream is waited for that means never to begin, or never to end its refusal.
-const FIRST_BYTE_THAT_NEVER_COMES: Duration = Duration::from_millis(300);
+const WHAT_NEVER_COMES: Duration = Duration::from_millis(300);
 
 /// A server whose model `big` runs on these.
 async fn gateway(upstreams: &[SocketAddr]) -> Server {
-    gateway_that_waits(PATIENCE, upstreams).await
+    gateway_that_waits(TIMEOUTS, upstreams).await
 }
 
-async fn gateway_that_waits(first_byte: Duration, upstreams: &[SocketAddr]) -> Server {
+async fn gateway_that_waits(timeouts: Timeouts, upstreams: &[SocketAddr]) -> Server {
     let server = Server::with(Options::default()).await;
-    let replica = |(address, id): (&SocketAddr, u32)| replica_that_waits(first_byte, *address, REMOTE, id);
+    let replica = |(address, id): (&SocketAddr, u32)| replica_that_waits(timeouts, *address, REMOTE, id);
     serve(&server.state, upstreams.iter().zip(1..).map(replica).collect());
     server
 }
@@ -54,17 +56,17 @@ fn serve_with_default(state: &AppState, upstreams: Vec<Arc<Replica>>, default_ma
 }
 
 fn replica(address: SocketAddr, model: &str, id: u32) -> Arc<Replica> {
-    replica_that_waits(PATIENCE, address, model, id)
+    replica_that_waits(TIMEOUTS, address, model, id)
 }
 
-fn replica_that_waits(first_byte: Duration, address: SocketAddr, model: &str, id: u32) -> Arc<Replica> {
+fn replica_that_waits(timeouts: Timeouts, address: SocketAddr, model: &str, id: u32) -> Arc<Replica> {
     let settings = UpstreamSettings {
         kind: UpstreamKind::default(),
         url: &format!("http://{address}"),
         model: "org/big",
         key: Some("sk-theirs"),
         health_path: "/v1/models",
-        timeouts: Timeouts { connect: Duration::from_secs(5), first_byte, idle: Duration::from_secs(30) },
+        timeouts,
     };
     let parts = UpstreamParts {
         name: address.to_string(),
@@ -171,7 +173,9 @@ async fn tool_calls_and_log_probabilities_pass() {
 
 #[tokio::test]
 async fn whatever_an_upstream_does_is_told_in_openais_shape_and_bills_nothing() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // Bound, so that nobody else gets the port, and not listened on.
+    let nobody = TcpSocket::new_v4().unwrap();
+    nobody.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let cases = [
         (Act::Break, 502, "upstream_failed"),
         (Act::Refuse(500, "", "Traceback"), 502, "upstream_failed"),
@@ -191,9 +195,13 @@ async fn whatever_an_upstream_does_is_told_in_openais_shape_and_bills_nothing() 
     ];
     for (act, status, code) in cases {
         let upstream = Scripted::always(act.clone()).await;
-        let waits = matches!(act, Act::SayAndWait(_) | Act::RefuseAndWait(..));
-        let first_byte = if waits { FIRST_BYTE_THAT_NEVER_COMES } else { PATIENCE };
-        let server = gateway_that_waits(first_byte, &[upstream.address]).await;
+        let timeouts = match act {
+            Act::SayAndWait(_) => Timeouts { first_byte: WHAT_NEVER_COMES, ..TIMEOUTS },
+            // Its end is waited for as a connection is. Its head comes, however late.
+            Act::RefuseAndWait(..) => Timeouts { connect: WHAT_NEVER_COMES, ..TIMEOUTS },
+            _ => TIMEOUTS,
+        };
+        let server = gateway_that_waits(timeouts, &[upstream.address]).await;
         for stream in [false, true] {
             if stream && status == 503 {
                 continue; // it rests now
@@ -205,7 +213,8 @@ async fn whatever_an_upstream_does_is_told_in_openais_shape_and_bills_nothing() 
         let totals = settled(&server).await;
         assert_eq!((totals.prompt_tokens, totals.generated_tokens), (0, 0), "{act:?}");
     }
-    let reply = gateway(&[nobody]).await.client().post("/v1/chat/completions", &chat(json!({}))).await;
+    let gateway = gateway(&[nobody.local_addr().unwrap()]).await;
+    let reply = gateway.client().post("/v1/chat/completions", &chat(json!({}))).await;
     assert_eq!((reply.status, reply.error_code().as_str()), (502, "upstream_failed"));
 }
 
@@ -361,12 +370,13 @@ async fn a_request_that_breaks_two_upstreams_is_not_tried_on_a_third() {
 #[tokio::test]
 async fn an_upstream_that_asks_for_a_pause_gets_it() {
     let busy = Scripted::always(Act::Refuse(503, "retry-after: 30\r\n", "")).await;
-    let server = gateway(&[busy.address]).await;
+    let (server, clock) = (gateway(&[busy.address]).await, SystemClock::new());
     let first = server.client().post("/v1/chat/completions", &chat(json!({}))).await;
     assert_eq!((first.status, first.headers["retry-after"].as_str()), (503, "30"));
     let second = server.client().post("/v1/chat/completions", &chat(json!({}))).await;
     assert_eq!((second.status, second.error_code().as_str()), (503, "no_replica"));
-    assert!((29..=30).contains(&second.headers["retry-after"].parse::<u32>().unwrap()), "{:?}", second.headers);
+    let least = 30_u64.saturating_sub(clock.now().as_secs() + 1);
+    assert!((least..=30).contains(&second.headers["retry-after"].parse::<u64>().unwrap()), "{:?}", second.headers);
     assert_eq!(busy.asked().len(), 1);
     assert_eq!(server.client().get("/ready").await.status, 503);
     assert_eq!(server.client().get("/v1/models").await.json()["data"][0]["state"], "unready");

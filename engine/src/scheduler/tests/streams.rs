@@ -115,7 +115,7 @@ fn a_batch_stream_that_is_left_out_finds_the_block_of_its_next_token_when_its_tu
     // From here each of batch needs its second block, of which two are left: the newcomer must not take the other.
     assert_eq!(bench.step(), [(0, 1), (1, 1)]);
     assert_eq!(bench.step(), [(0, 1), (2, 1)]);
-    assert_eq!(bench.scheduler.num_preempted(), 0);
+    assert_eq!(bench.scheduler.num_resuming(), 0);
 }
 
 #[test]

@@ -32,7 +32,7 @@ use super::view::Rows;
 use crate::ModelError;
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::ops::attention::RowChunk;
-use crate::ops::{AttentionParams, AttentionPlan, Compute, Float, Matrix, QueriesView};
+use crate::ops::{AttentionContext, AttentionParams, AttentionPlan, Compute, Float, Matrix, QueriesView};
 use heads::{HeadStates, HeadSums};
 use keys_view::KeysView;
 use paired::{Cached, Paired};
@@ -44,12 +44,12 @@ use visit::{TILES_OF_VISIT, VISIT, Visit};
 pub(crate) fn paged_attention(
     compute: &Compute,
     q: QueriesView<'_>,
-    layer: &KvLayer,
-    (plan, params): (&AttentionPlan<'_>, &AttentionParams),
+    context: AttentionContext<'_>,
     form: Float,
 ) -> Result<Matrix, ModelError> {
+    let AttentionContext { layer, plan, params } = context;
     let num_heads = q.num_heads;
-    let mut out = NewRows::new(compute, form, (q.num_tokens, num_heads * q.head_dim));
+    let mut out = NewRows::new(compute, form, q.num_tokens, num_heads * q.head_dim);
     let q = Rows::of(q.rows)?;
     let group = num_heads / layer.num_kv_heads();
     let step = Step { compute, q: &q, group, layer, plan, params, out: out.output(), heads_at_once: 1 };
@@ -156,7 +156,7 @@ impl<E: Cached> Attention<'_, E> {
         }
         for (index, kv_head) in work.kv_heads.enumerate() {
             // SAFETY: nobody else holds these sums, nor the outputs; passed on.
-            unsafe { self.finish::<I::Vector>((work.chunk, kv_head), &total.head(index)) };
+            unsafe { self.finish::<I::Vector>(work.chunk, kv_head, &total.head(index)) };
         }
     }
 }
@@ -298,27 +298,27 @@ impl<E: Cached> Attention<'_, E> {
     /// # Safety
     /// Nobody else may hold the outputs of this head's queries; the CPU must have `V`'s instructions.
     #[inline(always)]
-    unsafe fn finish<V: Vector>(&self, (chunk, kv_head): (RowChunk, usize), sums: &RowSums<'_>) {
+    unsafe fn finish<V: Vector>(&self, chunk: RowChunk, kv_head: usize, sums: &RowSums<'_>) {
         let (group, head_dim, padded) = (self.group, self.layer.head_dim(), self.layer.padded_head_dim());
         let mut numbers = [0.0; STRETCH];
         for row in 0..chunk.num_rows * group {
             let query_head = kv_head * group + row % group;
-            let factor = self.factor_of_sums(query_head, (sums.max[row], sums.sum[row]));
+            let factor = self.factor_of_sums(query_head, sums.max[row], sums.sum[row]);
             for (index, sums) in sums.out[row * padded..][..head_dim].chunks(STRETCH).enumerate() {
                 let numbers = &mut numbers[..sums.len()];
                 for (number, sum) in numbers.iter_mut().zip(sums) {
                     *number = sum * factor;
                 }
-                let place = (chunk.first_row + row / group, query_head * head_dim + index * STRETCH);
+                let (token, column) = (chunk.first_row + row / group, query_head * head_dim + index * STRETCH);
                 // SAFETY: passed on.
-                unsafe { self.out.write::<V>(place, numbers) };
+                unsafe { self.out.write::<V>(token, column, numbers) };
             }
         }
     }
 
     /// What the sums of values are multiplied with, once a head's sink is counted.
     #[inline(always)]
-    fn factor_of_sums(&self, query_head: usize, (max, sum): (f32, f32)) -> f32 {
+    fn factor_of_sums(&self, query_head: usize, max: f32, sum: f32) -> f32 {
         let Some(sinks) = &self.params.sinks else { return 1.0 / sum };
         let highest = max.max(sinks[query_head]);
         let factor = (max - highest).exp();

@@ -306,11 +306,7 @@ impl Pairs for ZmmPairs {
     }
 
     #[inline(always)]
-    unsafe fn dots_of_bytes_at<const N: usize>(
-        (panels, bits): ([Self; N], u32),
-        x: *const i32,
-        sums: &mut [__m512i; N],
-    ) {
+    unsafe fn dots_of_bytes_at<const N: usize>(panels: [Self; N], bits: u32, x: *const i32, sums: &mut [__m512i; N]) {
         unsafe {
             for at in (0..N - N % 2).step_by(2) {
                 let pair = [panels[at].0, panels[at + 1].0];

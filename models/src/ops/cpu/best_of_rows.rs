@@ -70,7 +70,8 @@ impl BestOfRows {
     /// would take more memory than the row. Rows are `width` columns wide.
     pub(super) fn new(
         workspace: &Arc<Workspace>,
-        (width, most_runs): (usize, usize),
+        width: usize,
+        most_runs: usize,
         best: impl ExactSizeIterator<Item = Option<usize>>,
     ) -> Self {
         let (mut listed, mut num_whole) = (0, 0);
@@ -135,12 +136,12 @@ impl Look<'_> {
     /// # Safety
     /// As [`Output::part`], of this row's list of the run, and of these columns of the row.
     #[inline(always)]
-    pub(super) unsafe fn keep(&self, run: usize, row: usize, (first, values): (usize, &[f32])) {
+    pub(super) unsafe fn keep(&self, run: usize, row: usize, first: usize, values: &[f32]) {
         let place = self.places[row];
         // SAFETY: passed on.
         unsafe {
             if place.best > 0 {
-                offer_all(self.list(run, place), (first as TokenId, values));
+                offer_all(self.list(run, place), first as TokenId, values);
             } else {
                 let start = place.start as usize * self.width + first;
                 self.whole.part(start, values.len()).copy_from_slice(values);
@@ -158,7 +159,7 @@ impl Look<'_> {
 
 /// Most stretches of a row have nothing for the list: one comparison for each output tells.
 #[inline(always)]
-fn offer_all(list: &mut [Ranked], (first, values): (TokenId, &[f32])) {
+fn offer_all(list: &mut [Ranked], first: TokenId, values: &[f32]) {
     const STRETCH: usize = 64;
     for (start, stretch) in (first..).step_by(STRETCH).zip(values.chunks(STRETCH)) {
         let least = list[list.len() - 1].1;
@@ -202,7 +203,7 @@ mod tests {
 
     fn best(len: usize, values: &[f32]) -> Vec<Ranked> {
         let mut list = vec![NOTHING; len];
-        offer_all(&mut list, (0, values));
+        offer_all(&mut list, 0, values);
         list
     }
 

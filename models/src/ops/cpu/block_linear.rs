@@ -44,13 +44,14 @@ pub(super) fn linear<A: Activation>(
     compute: &Compute,
     x: &RoundedRows<A>,
     weight: &BlockPanels,
-    sink: (&mut Sink<'_>, usize),
+    sink: &mut Sink<'_>,
+    first_column: usize,
 ) {
     match weight.dtype {
-        StoredDtype::Q4_0 => run::<Q4_0, A>(compute, x, weight, sink),
-        StoredDtype::Q4K => run::<Q4K, A>(compute, x, weight, sink),
-        StoredDtype::Q6K => run::<Q6K, A>(compute, x, weight, sink),
-        _ => run::<Q8_0, A>(compute, x, weight, sink),
+        StoredDtype::Q4_0 => run::<Q4_0, A>(compute, x, weight, sink, first_column),
+        StoredDtype::Q4K => run::<Q4K, A>(compute, x, weight, sink, first_column),
+        StoredDtype::Q6K => run::<Q6K, A>(compute, x, weight, sink, first_column),
+        _ => run::<Q8_0, A>(compute, x, weight, sink, first_column),
     }
 }
 
@@ -58,7 +59,8 @@ fn run<F: Format, A: Activation>(
     compute: &Compute,
     x: &RoundedRows<A>,
     weight: &BlockPanels,
-    (sink, first_column): (&mut Sink<'_>, usize),
+    sink: &mut Sink<'_>,
+    first_column: usize,
 ) {
     let out_features = weight.out_features;
     let tile = integer_tile(compute);
@@ -183,7 +185,7 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
         let quants = blocks.map(|block| block.wrapping_add(F::LAYOUT.unit(unit % num_units)));
         let ahead = self.ahead_of(panels, unit, L::PREFETCH_BYTES);
         ahead.iter().for_each(|ahead| L::prefetch_to_second_level(ahead.wrapping_add(F::DOTS * F::STEPS * CACHE_LINE)));
-        let (parts, facts) = self.linear.x.unit((self.row, ROWS), unit);
+        let (parts, facts) = self.linear.x.unit(self.row, ROWS, unit);
         // SAFETY: of all rows.
         let facts = unsafe { &*facts.cast::<[UnitFacts; ROWS]>() };
         for dot in 0..F::DOTS {
@@ -197,7 +199,7 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
                         let facts = &facts[row];
                         let product = A::end::<L::Pairs>(F::BITS, products[row][panel]);
                         let min = matches!(F::DTYPE, StoredDtype::Q4K).then_some((min, facts.less));
-                        L::add_scaled(&mut sums[row][panel], product, (scale, facts.scale), min);
+                        L::add_scaled(&mut sums[row][panel], product, scale, facts.scale, min);
                     }
                 }
             }
@@ -252,7 +254,7 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
                     [fours[0][panel], fours[1][panel]] = F::step(quants, dot, j);
                 }
                 for (n, fours) in fours.into_iter().enumerate().take(F::WIDTH) {
-                    self.add_fours::<L>((fours, parts_of(j + n * F::STEPS)), &mut sums);
+                    self.add_fours::<L>(fours, parts_of(j + n * F::STEPS), &mut sums);
                 }
             }
             if const { F::LEFT > 0 } {
@@ -260,7 +262,7 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
                 for (four, &quants) in fours.iter_mut().zip(quants) {
                     *four = F::left(quants, dot);
                 }
-                self.add_fours::<L>((fours, parts_of(F::WIDTH * F::STEPS)), &mut sums);
+                self.add_fours::<L>(fours, parts_of(F::WIDTH * F::STEPS), &mut sums);
             }
             sums
         }
@@ -273,7 +275,8 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
     #[inline(always)]
     unsafe fn add_fours<L: Lanes>(
         &self,
-        (quants, parts): ([L::Pairs; PANELS], *const i32),
+        quants: [L::Pairs; PANELS],
+        parts: *const i32,
         sums: &mut [[A::Running<L::Pairs>; PANELS]; ROWS],
     ) {
         // SAFETY: inside the rows, for which the caller vouches.
@@ -284,7 +287,7 @@ impl<F: Format, A: Activation, const ROWS: usize, const PANELS: usize> Tile<'_, 
             }
             for (part, factors) in factors.into_iter().enumerate().take(A::PARTS) {
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    A::dots((factors, F::BITS), parts.add(row * A::PARTS_OF_UNIT + part), sums);
+                    A::dots(factors, F::BITS, parts.add(row * A::PARTS_OF_UNIT + part), sums);
                 }
             }
         }
@@ -299,11 +302,11 @@ impl<F: Format, A: Activation> BlockLinear<'_, F, A> {
     #[inline(always)]
     unsafe fn row_group<I: Instructions>(
         &self,
-        (rows, ahead): (Range<usize>, Ahead),
+        rows: Range<usize>,
+        ahead: Ahead,
         panels: Range<usize>,
         target: &Target<'_>,
     ) {
-        let at = (rows.start, ahead);
         // SAFETY: passed on.
         unsafe {
             with_rows!(rows.len(), I::INTEGER_ROWS, ROWS => {
@@ -314,15 +317,15 @@ impl<F: Format, A: Activation> BlockLinear<'_, F, A> {
                 let rest = panels.end - panels.len() % together;
                 match together {
                     MAX_PANELS if const { panels_of_one_group::<F>(I::INTEGER_SUMS, ROWS) == MAX_PANELS } => {
-                        self.tiles::<I, ROWS, MAX_PANELS>(panels.start..rest, at, target);
+                        self.tiles::<I, ROWS, MAX_PANELS>(panels.start..rest, rows.start, ahead, target);
                     }
                     2 if const { panels_of_a_group(I::INTEGER_SUMS, ROWS) == 2 } => {
-                        self.tiles::<I, ROWS, 2>(panels.start..rest, at, target);
+                        self.tiles::<I, ROWS, 2>(panels.start..rest, rows.start, ahead, target);
                     }
-                    _ => return self.tiles::<I, ROWS, 1>(panels, at, target),
+                    _ => return self.tiles::<I, ROWS, 1>(panels, rows.start, ahead, target),
                 }
                 // At the end of a weight. More shapes than these would be more to compile, for few panels.
-                self.tiles::<I, ROWS, 1>(rest..panels.end, at, target);
+                self.tiles::<I, ROWS, 1>(rest..panels.end, rows.start, ahead, target);
             });
         }
     }
@@ -333,7 +336,8 @@ impl<F: Format, A: Activation> BlockLinear<'_, F, A> {
     unsafe fn tiles<I: Instructions, const ROWS: usize, const PANELS: usize>(
         &self,
         panels: Range<usize>,
-        (row, ahead): (usize, Ahead),
+        row: usize,
+        ahead: Ahead,
         target: &Target<'_>,
     ) {
         for panel in panels.step_by(PANELS) {
@@ -370,7 +374,7 @@ impl<F: Format, A: Activation> Product for BlockLinear<'_, F, A> {
                     },
                 };
                 // SAFETY: rows and panels of the part; the caller vouches for the instructions.
-                unsafe { self.row_group::<I>((rows, ahead), panels.clone(), target) };
+                unsafe { self.row_group::<I>(rows, ahead, panels.clone(), target) };
             }
         }
     }

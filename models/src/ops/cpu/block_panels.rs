@@ -156,7 +156,7 @@ fn put_blocks<'a>(dtype: StoredDtype, place: &mut [u8], blocks: impl Iterator<It
         for (row, block) in blocks.clone().enumerate() {
             let offset = dtype.quant_offset();
             let quants = blocks::quants(dtype, block, unit).map(|quant| (i32::from(quant) + offset) as u8);
-            put_quants(dtype, steps, (row, &quants));
+            put_quants(dtype, steps, row, &quants);
         }
     }
 }
@@ -176,7 +176,7 @@ fn take_head(layout: &Layout, block: &[u8], lane: usize) -> Head {
 }
 
 /// The quants of one row of a unit, not negative.
-fn put_quants(dtype: StoredDtype, steps: &mut [[u8; STEP]], (row, quants): (usize, &[u8; UNIT])) {
+fn put_quants(dtype: StoredDtype, steps: &mut [[u8; STEP]], row: usize, quants: &[u8; UNIT]) {
     let fours = quants.as_chunks().0;
     let four = |index: usize| u32::from_le_bytes(fours[index]);
     for (step, rows) in steps.iter_mut().enumerate() {

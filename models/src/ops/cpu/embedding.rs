@@ -10,7 +10,7 @@ use crate::TokenId;
 use crate::ops::{Compute, Matrix};
 
 /// `tokens` are below the number of rows that `parts`, each `width` wide, hold together.
-pub(crate) fn embedding(compute: &Compute, (parts, width): (&[PackedPart], usize), tokens: &[TokenId]) -> Matrix {
+pub(crate) fn embedding(compute: &Compute, parts: &[PackedPart], width: usize, tokens: &[TokenId]) -> Matrix {
     let mut rows = compute.workspace().unwritten(tokens.len() * width);
     let output = rows.output();
     let (rows_per_task, num_tasks) = split_rows(tokens.len(), width);

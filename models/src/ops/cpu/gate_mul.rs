@@ -34,9 +34,9 @@ impl Kernel for GateMul<'_> {
         let width = self.gate_up.width / 2;
         let first = task * self.rows_per_task;
         for row in first..(first + self.rows_per_task).min(self.gate_up.num_rows) {
-            let halves = self.gate_up.row(row).split_at(width);
+            let (gates, ups) = self.gate_up.row(row).split_at(width);
             // SAFETY: a row of this task; the launch vouches for the instructions.
-            unsafe { gated::<I::Vector>(self.gate, halves, self.out.part(row * width, width)) }
+            unsafe { gated::<I::Vector>(self.gate, gates, ups, self.out.part(row * width, width)) }
         }
     }
 }
@@ -46,13 +46,13 @@ impl Kernel for GateMul<'_> {
 /// # Safety
 /// Three slices of the same length; the CPU must have `V`'s instructions.
 #[inline(always)]
-pub(super) unsafe fn gated<V: Vector>(gate: Gate, halves: (&[f32], &[f32]), out: &mut [f32]) {
+pub(super) unsafe fn gated<V: Vector>(gate: Gate, gates: &[f32], ups: &[f32], out: &mut [f32]) {
     // SAFETY: passed on.
     unsafe {
         match gate {
-            Gate::Silu => each::<V, _>(halves, out, Silu),
-            Gate::GeluErf => each::<V, _>(halves, out, GeluErf),
-            Gate::GeluTanh => each::<V, _>(halves, out, GeluTanh),
+            Gate::Silu => each::<V, _>(gates, ups, out, Silu),
+            Gate::GeluErf => each::<V, _>(gates, ups, out, GeluErf),
+            Gate::GeluTanh => each::<V, _>(gates, ups, out, GeluTanh),
         }
     }
 }
@@ -60,8 +60,8 @@ pub(super) unsafe fn gated<V: Vector>(gate: Gate, halves: (&[f32], &[f32]), out:
 /// # Safety
 /// As [`gated`].
 #[inline(always)]
-unsafe fn each<V: Vector, C: Curve>((gate, up): (&[f32], &[f32]), out: &mut [f32], curve: C) {
-    let ((gates, last_gate), (ups, last_up)) = (gate.as_chunks::<LANES>(), up.as_chunks::<LANES>());
+unsafe fn each<V: Vector, C: Curve>(gates: &[f32], ups: &[f32], out: &mut [f32], curve: C) {
+    let ((gates, last_gate), (ups, last_up)) = (gates.as_chunks::<LANES>(), ups.as_chunks::<LANES>());
     let (outs, last_out) = out.as_chunks_mut::<LANES>();
     // SAFETY: eight elements each; the caller has the instructions.
     unsafe {

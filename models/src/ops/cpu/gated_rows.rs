@@ -87,8 +87,8 @@ impl<P: Product> ToGated<'_, P> {
         let num_panels = self.tasks.num_panels();
         let [ups_start, ups_end] = [gates.panels.start, gates.panels.end].map(|panel| num_panels + panel);
         let ups = Part { panels: ups_start..ups_end, ..gates.clone() };
-        let target_of_gates = Target::of_part(scratch, 2 * half, (first_row, first_column)).behind(0, bias);
-        let target_of_ups = Target::of_part(scratch, 2 * half, (first_row, width + first_column)).behind(half, bias);
+        let target_of_gates = Target::of_part(scratch, 2 * half, first_row, first_column).behind(0, bias);
+        let target_of_ups = Target::of_part(scratch, 2 * half, first_row, width + first_column).behind(half, bias);
         let num_columns = gates.panels.len() * PANEL;
         // SAFETY: the two targets are halves of the scratch's rows; the caller vouches for the rest.
         unsafe {
@@ -97,7 +97,7 @@ impl<P: Product> ToGated<'_, P> {
             for row in gates.rows.clone() {
                 let gates = target_of_gates.columns(row, first_column, num_columns);
                 let ups = target_of_ups.columns(row, width + first_column, num_columns);
-                self.write::<I::Vector>((row, first_column), gates, ups);
+                self.write::<I::Vector>(row, first_column, gates, ups);
             }
         }
     }
@@ -105,14 +105,14 @@ impl<P: Product> ToGated<'_, P> {
     /// # Safety
     /// As [`Self::group`]; both slices are as long.
     #[inline(always)]
-    unsafe fn write<V: Vector>(&self, (row, column): (usize, usize), gates: &[f32], ups: &[f32]) {
+    unsafe fn write<V: Vector>(&self, row: usize, column: usize, gates: &[f32], ups: &[f32]) {
         let mut numbers = [0.0; STRETCH];
         for (index, (gates, ups)) in gates.chunks(STRETCH).zip(ups.chunks(STRETCH)).enumerate() {
             let numbers = &mut numbers[..gates.len()];
             // SAFETY: the outputs of the task's rows and columns; the caller vouches for the instructions.
             unsafe {
-                gated::<V>(self.rows.gate, (gates, ups), numbers);
-                self.rows.out.write::<V>((row, column + index * STRETCH), numbers);
+                gated::<V>(self.rows.gate, gates, ups, numbers);
+                self.rows.out.write::<V>(row, column + index * STRETCH, numbers);
             }
         }
     }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     /// Compares what the product behind the gates makes of them.
-    fn check(compute: &Compute, dtype: StoredDtype, (inputs, width): (usize, usize), num_rows: usize) {
+    fn check(compute: &Compute, dtype: StoredDtype, inputs: usize, width: usize, num_rows: usize) {
         let [gate_up, down] = [(2 * width, inputs), (32, width)].map(|(n, k)| weight(compute, dtype, n, k));
         let WeightStorage::Packed(parts) = gate_up.storage() else { panic!("for a CPU") };
         assert_eq!(has_gated_body(parts, 2 * width), width.is_multiple_of(PANEL), "{width}");
@@ -172,7 +172,7 @@ mod tests {
         let compute = Compute::cpu_with_kernels(1, KernelSet::detect()).unwrap();
         for compute in [compute.clone(), compute.for_kv_of(crate::KvFormat::Bf16)] {
             for dtype in [StoredDtype::F32, StoredDtype::F16, StoredDtype::Bf16, StoredDtype::Q8_0] {
-                [(3104, 20), (4096, 80)].into_iter().for_each(|(k, rows)| check(&compute, dtype, (k, 1024), rows));
+                [(3104, 20), (4096, 80)].into_iter().for_each(|(k, rows)| check(&compute, dtype, k, 1024, rows));
             }
         }
     }
@@ -189,7 +189,7 @@ mod tests {
                         [(32_usize, 1), (96, 2), (608, 13), (160, 79), (160, 140), (320, 200), (40, 5)]
                     {
                         if dtype != StoredDtype::Q8_0 || width.is_multiple_of(32) {
-                            check(&compute, dtype, (96, width), num_rows);
+                            check(&compute, dtype, 96, width, num_rows);
                         }
                     }
                 }

@@ -66,7 +66,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn add_scaled(
         sum: &mut Self,
         product: <Self::Pairs as Pairs>::Sums,
-        (scale, factor): (Self, f32),
+        scale: Self,
+        factor: f32,
         min: Option<(Self, f32)>,
     ) {
         // SAFETY: passed on.

@@ -159,7 +159,7 @@ impl<A: Activation, const LEN: usize> MultiplyIntegers<A, LEN> {
                     for place in 0..PARTS_OF_UNIT {
                         let parts = parts[(unit + place) % FACTORS..].as_ptr();
                         for (row, sums) in running.iter_mut().enumerate().take(I::INTEGER_ROWS) {
-                            A::dots(([quants; PANELS], QUANT_BITS), parts.add(row).cast(), sums);
+                            A::dots([quants; PANELS], QUANT_BITS, parts.add(row).cast(), sums);
                         }
                     }
                     for (sums, running) in sums.iter_mut().zip(running).take(I::INTEGER_ROWS) {

@@ -55,7 +55,8 @@ const PREFETCH_BYTES: usize = 4096;
 pub(crate) fn linear(
     compute: &Compute,
     x: MatrixView<'_>,
-    (parts, out_features): (&[PackedPart], usize),
+    parts: &[PackedPart],
+    out_features: usize,
     bias: Option<&Tensor>,
 ) -> Result<Matrix, ModelError> {
     let x = Inputs::of(x, parts)?;
@@ -63,7 +64,7 @@ pub(crate) fn linear(
     let len = x.num_rows().checked_mul(out_features).expect("fewer outputs than there are addresses");
     let mut y = compute.workspace().unwritten(len);
     let bias = bias.as_ref().map(Rows::as_slice);
-    multiply(compute, &x, (parts, out_features), &mut Sink::Rows { y: &y.output(), stride: out_features, bias });
+    multiply(compute, &x, parts, out_features, &mut Sink::Rows { y: &y.output(), stride: out_features, bias });
     // SAFETY: the parts have all columns between them, and their tasks have written all rows.
     let y = unsafe { y.written() };
     Ok(Matrix::host(y, x.num_rows(), out_features))
@@ -81,9 +82,9 @@ pub(crate) fn gated_linear(
     let x = Inputs::of(x, parts)?;
     let bias = bias.map(Rows::vector).transpose()?;
     let bias = bias.as_ref().map(Rows::as_slice);
-    let mut y = NewRows::new(compute, next, (x.num_rows(), width));
+    let mut y = NewRows::new(compute, next, x.num_rows(), width);
     let rows = GatedRows { gate, width, bias, out: y.output() };
-    multiply(compute, &x, (parts, 2 * width), &mut Sink::Gated(&rows));
+    multiply(compute, &x, parts, 2 * width, &mut Sink::Gated(&rows));
     // SAFETY: the part has all columns, and its tasks have written all rows.
     Ok(unsafe { y.written() })
 }
@@ -97,51 +98,55 @@ pub(crate) fn has_gated_body(parts: &[PackedPart], out_features: usize) -> bool 
 pub(crate) fn best_of_linear(
     compute: &Compute,
     x: MatrixView<'_>,
-    (parts, out_features): (&[PackedPart], usize),
+    parts: &[PackedPart],
+    out_features: usize,
     best: impl ExactSizeIterator<Item = Option<usize>>,
 ) -> Result<KeptRows, ModelError> {
     let x = Inputs::of(x, parts)?;
     assert_eq!(x.num_rows(), best.len(), "something is wanted of each row");
     let most_runs = (compute.num_threads() * TASKS_PER_THREAD).min(out_features.div_ceil(PANEL));
-    let mut wanted = BestOfRows::new(compute.workspace(), (out_features, most_runs), best);
-    multiply(compute, &x, (parts, out_features), &mut Sink::Best(&mut wanted));
+    let mut wanted = BestOfRows::new(compute.workspace(), out_features, most_runs, best);
+    multiply(compute, &x, parts, out_features, &mut Sink::Best(&mut wanted));
     // SAFETY: the parts have all columns between them, and the sink has merged the lists of each.
     Ok(unsafe { wanted.finish() })
 }
 
-fn multiply(compute: &Compute, x: &Inputs<'_>, (parts, out_features): (&[PackedPart], usize), sink: &mut Sink<'_>) {
+fn multiply(compute: &Compute, x: &Inputs<'_>, parts: &[PackedPart], out_features: usize, sink: &mut Sink<'_>) {
     let (mut rounded, mut rounded_to_bytes, mut pairs) = (None, None, None);
     let mut first_column = 0;
     for part in parts {
         match part {
             PackedPart::Floats(panels) => match &panels.data {
                 PanelData::F32(data) => {
-                    dense(compute, (x.floats().into(), panels, data.as_slice()), (sink, first_column))
+                    let product = Linear::new(compute, x.floats().into(), panels, data.as_slice());
+                    sink.take(compute, &product, first_column);
                 }
                 PanelData::F16(data) => {
-                    dense(compute, (x.floats().into(), panels, data.as_slice()), (sink, first_column))
+                    let product = Linear::new(compute, x.floats().into(), panels, data.as_slice());
+                    sink.take(compute, &product, first_column);
                 }
                 PanelData::Bf16(data) => {
-                    dense(compute, (x.floats().into(), panels, data.as_slice()), (sink, first_column))
+                    let product = Linear::new(compute, x.floats().into(), panels, data.as_slice());
+                    sink.take(compute, &product, first_column);
                 }
                 PanelData::Bf16Pairs(data) => {
                     let x = match x {
                         Inputs::Rounded(rows) => *rows,
                         Inputs::Floats(rows) => pairs.get_or_insert_with(|| Bf16Rows::new(compute, rows)).pairs(),
                     };
-                    dense(compute, (x.into(), panels, data.as_slice()), (sink, first_column));
+                    sink.take(compute, &Linear::new(compute, x.into(), panels, data.as_slice()), first_column);
                 }
             },
             PackedPart::Blocks(panels) => {
-                let (x, sink) = (x.floats(), (&mut *sink, first_column));
+                let x = x.floats();
                 match compute.activation_dtype() {
                     ActivationDtype::Int16 => {
                         let x = rounded.get_or_insert_with(|| RoundedRows::<i16>::new(compute, x));
-                        block_linear::linear(compute, x, panels, sink);
+                        block_linear::linear(compute, x, panels, sink, first_column);
                     }
                     ActivationDtype::Int8 => {
                         let x = rounded_to_bytes.get_or_insert_with(|| RoundedRows::<i8>::new(compute, x));
-                        block_linear::linear(compute, x, panels, sink);
+                        block_linear::linear(compute, x, panels, sink, first_column);
                     }
                 }
             }
@@ -149,14 +154,6 @@ fn multiply(compute: &Compute, x: &Inputs<'_>, (parts, out_features): (&[PackedP
         first_column += part.out_features();
     }
     assert_eq!(first_column, out_features, "the parts of a weight have all its outputs between them");
-}
-
-fn dense<W: Weight>(
-    compute: &Compute,
-    (x, weight, panels): (FactorRows<'_, W::Factor>, &Panels, &[W]),
-    (sink, first_column): (&mut Sink<'_>, usize),
-) {
-    sink.take(compute, &Linear::new(compute, x, (weight, panels)), first_column);
 }
 
 struct Linear<'a, W: Weight> {
@@ -199,7 +196,7 @@ enum Ahead {
 }
 
 impl<'a, W: Weight> Linear<'a, W> {
-    fn new(compute: &Compute, x: FactorRows<'a, W::Factor>, (weight, panels): (&Panels, &'a [W])) -> Self {
+    fn new(compute: &Compute, x: FactorRows<'a, W::Factor>, weight: &Panels, panels: &'a [W]) -> Self {
         let out_features = weight.out_features;
         let num_panels = out_features.div_ceil(PANEL);
         let depth = panels.len() / (num_panels * PANEL);
@@ -220,7 +217,8 @@ impl<'a, W: Weight> Linear<'a, W> {
     #[inline(always)]
     unsafe fn row_block<I: Instructions>(
         &self,
-        (num_rows, num_panels): (usize, usize),
+        num_rows: usize,
+        num_panels: usize,
         mut place: Place,
         target: &Target<'_>,
     ) {
@@ -336,7 +334,7 @@ impl<W: Weight> Product for Linear<'_, W> {
             // Neighbouring panels together.
             let place = Place { row: rows.start, panel: panels.start, k: 0..self.depth, ahead: Ahead::Own, next_panel };
             // SAFETY: rows and panels of the part; the caller vouches for the instructions.
-            return unsafe { self.row_block::<I>((num_rows, panels.len()), place, target) };
+            return unsafe { self.row_block::<I>(num_rows, panels.len(), place, target) };
         }
         let together = panels_together::<I>(num_rows.div_ceil(num_blocks), MAX_PANELS);
         let most = I::PIECE_BYTES / (together * PANEL * size_of::<W>());
@@ -348,8 +346,8 @@ impl<W: Weight> Product for Linear<'_, W> {
         let stays = num_rows * self.depth * size_of::<W::Factor>() <= I::STAYING_BYTES;
         // SAFETY: as above.
         let visit = |group: Range<usize>, k, order| unsafe {
-            let next_panel = next_of(&group);
-            self.visit::<I>(&rows, (group, next_panel), (k, order), target);
+            let part = Part { rows: rows.clone(), next_panel: next_of(&group), panels: group };
+            self.visit::<I>(&part, k, order, target);
         };
         if stays {
             groups.for_each(|group| pieces.clone().for_each(|k| visit(group.clone(), k, Order::Panels)));
@@ -363,15 +361,10 @@ impl<W: Weight> Linear<'_, W> {
     /// A piece of `k` of a few panels, which all rows meet before it leaves its cache.
     ///
     /// # Safety
-    /// As [`Product::run`], of these rows and panels.
+    /// As [`Product::run`], of this part.
     #[inline(always)]
-    unsafe fn visit<I: Instructions>(
-        &self,
-        rows: &Range<usize>,
-        (panels, next_panel): (Range<usize>, usize),
-        (k, order): (Range<usize>, Order),
-        target: &Target<'_>,
-    ) {
+    unsafe fn visit<I: Instructions>(&self, part: &Part, k: Range<usize>, order: Order, target: &Target<'_>) {
+        let Part { ref rows, ref panels, next_panel } = *part;
         // Row blocks of nearly equal size: 7 rows run as 4 + 3, not as 6 + 1.
         let num_blocks = rows.len().div_ceil(I::TILE_ROWS);
         let next = if k.end < self.depth { panels.start * self.depth + k.end } else { next_panel * self.depth };
@@ -384,7 +377,7 @@ impl<W: Weight> Linear<'_, W> {
             };
             let place = Place { row, panel: panels.start, k: k.clone(), ahead, next_panel };
             // SAFETY: passed on.
-            unsafe { self.row_block::<I>((num_rows, panels.len()), place, target) };
+            unsafe { self.row_block::<I>(num_rows, panels.len(), place, target) };
             row += num_rows;
         }
     }

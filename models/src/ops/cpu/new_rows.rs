@@ -44,7 +44,7 @@ enum To {
 }
 
 impl NewRows {
-    pub(super) fn new(compute: &Compute, form: Float, (num_rows, width): (usize, usize)) -> Self {
+    pub(super) fn new(compute: &Compute, form: Float, num_rows: usize, width: usize) -> Self {
         let len = |stride| num_rows.checked_mul(stride).expect("fewer numbers than there are addresses");
         let workspace = compute.workspace();
         let held = match form {
@@ -91,7 +91,7 @@ impl RowOutput {
     /// # Safety
     /// As [`Output::part`]; the CPU must have `V`'s instructions.
     #[inline(always)]
-    pub(super) unsafe fn write<V: Vector>(&self, (row, column): (usize, usize), values: &[f32]) {
+    pub(super) unsafe fn write<V: Vector>(&self, row: usize, column: usize, values: &[f32]) {
         let len = values.len();
         let (chunks, rest) = values.as_chunks::<CHUNK>();
         // SAFETY: passed on; a chunk is two vectors.

@@ -28,7 +28,7 @@ pub(crate) fn norm(
     form: Float,
 ) -> Result<Matrix, ModelError> {
     let (x, views) = (Rows::of(x)?, Views::new(weights)?);
-    let mut normed = NewRows::new(compute, form, (x.num_rows, x.width));
+    let mut normed = NewRows::new(compute, form, x.num_rows, x.width);
     let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
     let norm = Norm { x: &x, add: None, params: views.params(), normed: normed.output(), rows_per_task };
     launch(compute, num_tasks, &norm);
@@ -39,13 +39,14 @@ pub(crate) fn norm(
 /// The sum, and its norm in the wanted form.
 pub(crate) fn add_norm(
     compute: &Compute,
-    (residual, x): (MatrixView<'_>, MatrixView<'_>),
+    residual: MatrixView<'_>,
+    x: MatrixView<'_>,
     weights: &NormWeights<'_>,
     form: Float,
 ) -> Result<(Matrix, Matrix), ModelError> {
     let (residual, x, views) = (Rows::of(residual)?, Rows::of(x)?, Views::new(weights)?);
     let mut sum = compute.workspace().unwritten(x.num_rows * x.width);
-    let mut normed = NewRows::new(compute, form, (x.num_rows, x.width));
+    let mut normed = NewRows::new(compute, form, x.num_rows, x.width);
     let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
     let (add, output) = (Some((&residual, sum.output())), normed.output());
     launch(compute, num_tasks, &Norm { x: &x, add, params: views.params(), normed: output, rows_per_task });
@@ -109,7 +110,7 @@ impl Kernel for Norm<'_> {
                 };
                 let group = self.params.weight.len();
                 for (index, x) in x.chunks_exact(group).enumerate() {
-                    self.group::<I::Vector>((row, index * group), x);
+                    self.group::<I::Vector>(row, index * group, x);
                 }
             }
         }
@@ -120,7 +121,7 @@ impl Norm<'_> {
     /// # Safety
     /// A row of the task that runs; the CPU must have `V`'s instructions.
     #[inline(always)]
-    unsafe fn group<V: Vector>(&self, (row, column): (usize, usize), x: &[f32]) {
+    unsafe fn group<V: Vector>(&self, row: usize, column: usize, x: &[f32]) {
         // SAFETY: passed on.
         let moments = unsafe { Moments::of::<V>(x, self.params) };
         let mut numbers = [0.0; STRETCH];
@@ -131,7 +132,7 @@ impl Norm<'_> {
                 add(numbers, &bias[first..]);
             }
             // SAFETY: passed on.
-            unsafe { self.normed.write::<V>((row, column + first), numbers) };
+            unsafe { self.normed.write::<V>(row, column + first, numbers) };
         }
     }
 }

@@ -25,9 +25,10 @@ impl PackedPart {
         compute: &Compute,
         dtype: StoredDtype,
         in_features: usize,
-        parts: (&[WeightPart<'_>], Copied<'_>),
+        parts: &[WeightPart<'_>],
+        copied: Copied<'_>,
     ) -> Result<Self, ModelError> {
-        let rows = StackedRows::new(in_features, parts);
+        let rows = StackedRows::new(in_features, parts, copied);
         Ok(if dtype.is_quantised() {
             Self::Blocks(BlockPanels::pack(compute, dtype, &rows)?)
         } else {
@@ -94,7 +95,7 @@ pub(super) struct StackedRows<'a> {
 }
 
 impl<'a> StackedRows<'a> {
-    fn new(width: usize, (parts, copied): (&'a [WeightPart<'a>], Copied<'a>)) -> Self {
+    fn new(width: usize, parts: &'a [WeightPart<'a>], copied: Copied<'a>) -> Self {
         let mut starts = Vec::with_capacity(parts.len());
         let mut num_rows = 0;
         for part in parts {
@@ -164,7 +165,7 @@ mod tests {
         let compute = Compute::cpu(2).beside(Arc::clone(&busy));
         let bytes = vec![0; PANELS * 2];
         let parts = [WeightPart { dtype: StoredDtype::Bf16, bytes: &bytes }];
-        let rows = StackedRows::new(1, (&parts, &|_| ()));
+        let rows = StackedRows::new(1, &parts, &|_| ());
         let (packed, threads) = (Mutex::new(Vec::new()), Mutex::new(HashSet::new()));
         rows.for_each_panel(&compute, 1, &|panel| {
             packed.lock().unwrap().push(panel);

@@ -61,7 +61,8 @@ pub(super) trait Pairs: Copy {
     /// As [`Pairs::dots_at`].
     #[inline(always)]
     unsafe fn dots_of_bytes_at<const N: usize>(
-        (panels, bits): ([Self; N], u32),
+        panels: [Self; N],
+        bits: u32,
         x: *const i32,
         sums: &mut [Self::ByteSums; N],
     ) {

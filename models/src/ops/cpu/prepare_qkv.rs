@@ -45,7 +45,7 @@ pub(crate) fn prepare_qkv(
     drop(place);
     let rows = || Rows::of(MatrixView::Host { values: &qkv, num_rows, width });
     let (k, v) = (rows()?.columns(queries, keys), rows()?.columns(queries + keys, keys));
-    store_rows(compute, (k, v), plan.input().slots(layer.group()), layer)?;
+    store_rows(compute, k, v, plan.input().slots(layer.group()), layer)?;
     Ok(Queries { rows: Matrix::host(qkv, num_rows, width), num_heads, head_dim })
 }
 

@@ -168,7 +168,7 @@ impl<P: Product> Kernel for ToBest<'_, P> {
         for first in panels.clone().step_by(self.panels_at_once) {
             let group = first..panels.end.min(first + self.panels_at_once);
             let columns = first * PANEL..tasks.out_features.min(group.end * PANEL);
-            let target = Target::of_part(&scratch, self.panels_at_once * PANEL, (rows.start, columns.start));
+            let target = Target::of_part(&scratch, self.panels_at_once * PANEL, rows.start, columns.start);
             let part = Part { rows: rows.clone(), next_panel: group.end, panels: group };
             // SAFETY: the scratch is this task's, and has room for the part; the launch vouches for the instructions. What is
             // looked at was written just now.
@@ -176,7 +176,7 @@ impl<P: Product> Kernel for ToBest<'_, P> {
                 self.product.run::<I>(&part, &target);
                 for row in rows.clone() {
                     let values = target.columns(row, columns.start, columns.len());
-                    self.look.keep(run, row, (self.first_column + columns.start, values));
+                    self.look.keep(run, row, self.first_column + columns.start, values);
                 }
             }
         }

@@ -47,13 +47,14 @@ pub(super) trait Activation: Copy + Sync {
     /// As [`Activation::factors`].
     unsafe fn begin<P: Pairs>(sums: P::Sums) -> Self::Running<P>;
 
-    /// Adds the products of some panels' factors, of at most so many bits, and one part, in every lane of 32 bits. Of one unit at
-    /// most before [`Activation::end`].
+    /// Adds the products of some panels' factors, of at most so many `bits`, and one part, in every lane of 32 bits. Of one unit
+    /// at most before [`Activation::end`].
     ///
     /// # Safety
     /// As [`Activation::factors`]; a part stands at `part`.
     unsafe fn dots<P: Pairs, const N: usize>(
-        factors: ([P; N], u32),
+        factors: [P; N],
+        bits: u32,
         part: *const i32,
         sums: &mut [Self::Running<P>; N],
     );
@@ -92,7 +93,7 @@ impl Activation for i16 {
     }
 
     #[inline(always)]
-    unsafe fn dots<P: Pairs, const N: usize>((factors, _): ([P; N], u32), part: *const i32, sums: &mut [P::Sums; N]) {
+    unsafe fn dots<P: Pairs, const N: usize>(factors: [P; N], _bits: u32, part: *const i32, sums: &mut [P::Sums; N]) {
         // SAFETY: passed on.
         unsafe { P::dots_at(factors, part, sums) }
     }
@@ -130,9 +131,14 @@ impl Activation for i8 {
     }
 
     #[inline(always)]
-    unsafe fn dots<P: Pairs, const N: usize>(factors: ([P; N], u32), part: *const i32, sums: &mut [P::ByteSums; N]) {
+    unsafe fn dots<P: Pairs, const N: usize>(
+        factors: [P; N],
+        bits: u32,
+        part: *const i32,
+        sums: &mut [P::ByteSums; N],
+    ) {
         // SAFETY: passed on.
-        unsafe { P::dots_of_bytes_at(factors, part, sums) }
+        unsafe { P::dots_of_bytes_at(factors, bits, part, sums) }
     }
 
     #[inline(always)]
@@ -196,7 +202,7 @@ impl<A: Activation> RoundedRows<A> {
 
     /// Where a unit stands of all rows of the group that begins with row `first`: its parts, and the facts.
     #[inline(always)]
-    pub(super) fn unit(&self, (first, num_rows): (usize, usize), unit: usize) -> (*const i32, *const UnitFacts) {
+    pub(super) fn unit(&self, first: usize, num_rows: usize, unit: usize) -> (*const i32, *const UnitFacts) {
         let at = first * (self.width / UNIT) + unit * num_rows;
         (self.elements.as_ptr().wrapping_add(at).cast(), self.units.as_ptr().wrapping_add(at))
     }

@@ -30,13 +30,14 @@ pub(crate) fn store_kv(
     slots: &[Slot],
     layer: &KvLayer,
 ) -> Result<(), ModelError> {
-    store_rows(compute, (Rows::new(k)?, Rows::new(v)?), slots, layer)
+    store_rows(compute, Rows::new(k)?, Rows::new(v)?, slots, layer)
 }
 
 /// The same of keys and values wherever they lie.
 pub(super) fn store_rows(
     compute: &Compute,
-    (k, v): (Rows<'_>, Rows<'_>),
+    k: Rows<'_>,
+    v: Rows<'_>,
     slots: &[Slot],
     layer: &KvLayer,
 ) -> Result<(), ModelError> {
@@ -149,7 +150,7 @@ impl<E: CacheElement> StoreHeads<'_, E> {
         match side {
             // SAFETY: passed on.
             KvSide::Keys if tokens.len() >= SQUARES_FROM => unsafe {
-                self.write_squares(head, tokens, (&roundings, place));
+                self.write_squares(head, tokens, &roundings, place);
             },
             KvSide::Keys => {
                 for (index, (token, rounding)) in tokens.zip(roundings).enumerate() {
@@ -184,7 +185,8 @@ impl<E: CacheElement> StoreHeads<'_, E> {
         &self,
         head: usize,
         tokens: Range<usize>,
-        (roundings, place): (&[E::Rounding; KV_TILE], KvPlace),
+        roundings: &[E::Rounding; KV_TILE],
+        place: KvPlace,
     ) {
         let head_dim = self.store.layer.head_dim();
         for first in (0..head_dim).step_by(KV_TILE) {

@@ -22,7 +22,7 @@ impl<'a> Target<'a> {
     }
 
     /// A part of the rows and columns, which begins at `row` and `column`, in rows of `stride` elements.
-    pub(super) fn of_part(y: &'a Output<f32>, stride: usize, (row, column): (usize, usize)) -> Self {
+    pub(super) fn of_part(y: &'a Output<f32>, stride: usize, row: usize, column: usize) -> Self {
         Self { y, stride, origin: -((row * stride + column) as isize), bias: None }
     }
 

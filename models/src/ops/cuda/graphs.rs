@@ -51,7 +51,8 @@ impl Graphs {
     pub(crate) fn run(
         &mut self,
         compute: &Compute,
-        (input, cache): (&ModelInput, &mut KvCache),
+        input: &ModelInput,
+        cache: &mut KvCache,
         forward: Forward<'_>,
     ) -> Result<(Tensor, bool), ModelError> {
         self.shapes.retain(|known| known.cache.strong_count() > 0);

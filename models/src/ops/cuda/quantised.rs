@@ -198,7 +198,7 @@ fn many_rows(
 /// Every row is one of `table`, which the caller has checked: `[rows.len(), inputs]` bf16.
 pub(crate) fn rows(compute: &Compute, table: &QuantisedWeight, rows: &[u32]) -> Result<Tensor, ModelError> {
     let on_device = Tensor::from_slice(rows, rows.len(), compute.device())?;
-    rows_at(compute, table, (address(compute.gpu(), &on_device)?, rows.len()))
+    rows_at(compute, table, address(compute.gpu(), &on_device)?, rows.len())
 }
 
 /// Those that the step's tokens name, as [`rows`].
@@ -209,11 +209,11 @@ pub(crate) fn rows_of_step(
 ) -> Result<Tensor, ModelError> {
     let step = plan.on_device(compute)?;
     let tokens = step.address(compute.gpu(), step.layout.tokens);
-    rows_at(compute, table, (tokens, plan.input().num_tokens()))
+    rows_at(compute, table, tokens, plan.input().num_tokens())
 }
 
 /// Each part writes the rows that it has.
-fn rows_at(compute: &Compute, table: &QuantisedWeight, (named, count): (Address, usize)) -> Result<Tensor, ModelError> {
+fn rows_at(compute: &Compute, table: &QuantisedWeight, named: Address, count: usize) -> Result<Tensor, ModelError> {
     let gpu = compute.gpu();
     let out = unwritten(&[count, table.inputs], DType::BF16, &table.parts[0].bytes)?;
     for (part, has) in table.placed() {

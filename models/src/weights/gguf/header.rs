@@ -41,7 +41,7 @@ impl Header {
     /// `bytes` are the beginning of a file of `file_bytes`.
     pub(crate) fn read(file: &Path, bytes: &[u8], file_bytes: u64) -> HeaderRead {
         let mut cursor = Cursor::new(file, bytes, 0);
-        let read = Self::read_from(&mut cursor, (file, file_bytes));
+        let read = Self::read_from(&mut cursor, file, file_bytes);
         match read {
             Ok(header) => HeaderRead::Whole(header),
             Err(error) if cursor.ran_out() => HeaderRead::Short(error),
@@ -49,7 +49,7 @@ impl Header {
         }
     }
 
-    fn read_from(cursor: &mut Cursor<'_>, (file, file_bytes): (&Path, u64)) -> Result<Self, ModelError> {
+    fn read_from(cursor: &mut Cursor<'_>, file: &Path, file_bytes: u64) -> Result<Self, ModelError> {
         let magic: [u8; 4] = cursor.array("magic")?;
         if magic != MAGIC {
             return Err(cursor.refuse("magic", "does not begin with GGUF, so it is no GGUF file; fetch it again"));
@@ -74,7 +74,7 @@ impl Header {
             let problem = format!("{alignment} is no power of two of at most {MAX_ALIGNMENT}");
             return Err(metadata.refuse(ALIGNMENT_KEY, problem));
         }
-        let tensors = tensors::read(cursor, num_tensors, (alignment, file_bytes))?;
+        let tensors = tensors::read(cursor, num_tensors, alignment, file_bytes)?;
         Ok(Self { metadata, tensors })
     }
 }

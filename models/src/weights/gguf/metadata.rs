@@ -63,10 +63,10 @@ impl GgufMetadata {
             let key = cursor.name(&format!("key {index} of the metadata"))?;
             let kind = cursor.u32(&key)?;
             let entry = match kind {
-                ARRAY => metadata.read_array(cursor, (&key, max_bytes))?,
+                ARRAY => metadata.read_array(cursor, &key, max_bytes)?,
                 _ => Entry::Value(read_value(cursor, &key, kind)?),
             };
-            check_total(cursor, (&key, max_bytes))?;
+            check_total(cursor, &key, max_bytes)?;
             if metadata.entries.contains_key(&key) {
                 return Err(cursor.refuse(&key, "occurs twice in the metadata"));
             }
@@ -75,7 +75,7 @@ impl GgufMetadata {
         Ok(metadata)
     }
 
-    fn read_array(&mut self, cursor: &mut Cursor<'_>, (key, max_bytes): (&str, usize)) -> Result<Entry, ModelError> {
+    fn read_array(&mut self, cursor: &mut Cursor<'_>, key: &str, max_bytes: usize) -> Result<Entry, ModelError> {
         let element = cursor.u32(key)?;
         let len = cursor.u64(key)?;
         if len > MAX_ARRAY_LEN {
@@ -85,7 +85,7 @@ impl GgufMetadata {
         if element == STRING {
             for _ in 0..len {
                 let text = cursor.string_bytes(key, MAX_TEXT_BYTES)?;
-                check_total(cursor, (key, max_bytes))?;
+                check_total(cursor, key, max_bytes)?;
                 self.arrays.extend((text.len() as u64).to_le_bytes());
                 self.arrays.extend(text);
             }
@@ -94,7 +94,7 @@ impl GgufMetadata {
                 return Err(cursor.refuse(key, format!("a list of elements of type {element}, which is not read")));
             };
             let numbers = cursor.take(key, len * width)?;
-            check_total(cursor, (key, max_bytes))?;
+            check_total(cursor, key, max_bytes)?;
             self.arrays.extend(numbers);
         }
         Ok(Entry::Array { element, len, bytes: begin..self.arrays.len() })
@@ -197,7 +197,7 @@ impl GgufMetadata {
 }
 
 /// Errors where what was read up to here is too much to keep.
-fn check_total(cursor: &Cursor<'_>, (key, max_bytes): (&str, usize)) -> Result<(), ModelError> {
+fn check_total(cursor: &Cursor<'_>, key: &str, max_bytes: usize) -> Result<(), ModelError> {
     if cursor.position() <= max_bytes {
         return Ok(());
     }

@@ -27,7 +27,8 @@ struct Row {
 pub(super) fn read(
     cursor: &mut Cursor<'_>,
     num_tensors: u64,
-    (alignment, file_len): (u64, u64),
+    alignment: u64,
+    file_len: u64,
 ) -> Result<Vec<StoredTensor>, ModelError> {
     if num_tensors > MAX_TENSORS {
         return Err(cursor.refuse("tensor_count", format!("{num_tensors} tensors; at most {MAX_TENSORS} are read")));
@@ -46,7 +47,7 @@ pub(super) fn read(
     }
     rows.sort_by_key(|row| row.offset);
     let data_start = (cursor.position() as u64).next_multiple_of(alignment);
-    place(cursor, rows, (data_start, file_len))
+    place(cursor, rows, data_start, file_len)
 }
 
 fn read_row(cursor: &mut Cursor<'_>, index: u64) -> Result<Row, ModelError> {
@@ -79,11 +80,7 @@ fn read_row(cursor: &mut Cursor<'_>, index: u64) -> Result<Row, ModelError> {
 }
 
 /// Where each tensor's bytes are in the file: inside it, and none in two tensors.
-fn place(
-    cursor: &Cursor<'_>,
-    rows: Vec<Row>,
-    (data_start, file_len): (u64, u64),
-) -> Result<Vec<StoredTensor>, ModelError> {
+fn place(cursor: &Cursor<'_>, rows: Vec<Row>, data_start: u64, file_len: u64) -> Result<Vec<StoredTensor>, ModelError> {
     let mut tensors = Vec::with_capacity(rows.len());
     let mut end = data_start;
     for row in rows {

@@ -52,38 +52,32 @@ impl Draft {
         draft.table("model.embed_tokens.weight", vocab, hidden);
         draft.norm("model.norm", hidden, false);
         if draft.config["tie_word_embeddings"] != Value::Bool(true) {
-            draft.linear("lm_head", (vocab, hidden), false);
+            draft.linear("lm_head", vocab, hidden, false);
         }
         for layer in 0..draft.size("num_hidden_layers") {
-            draft.decoder_layer(&format!("model.layers.{layer}"), hidden, (widths, head_dim), parts);
+            draft.decoder_layer(&format!("model.layers.{layer}"), widths, head_dim, parts);
         }
         draft
     }
 
-    fn decoder_layer(
-        &mut self,
-        prefix: &str,
-        hidden: usize,
-        ([query, key], head_dim): ([usize; 2], usize),
-        parts: DecoderParts,
-    ) {
+    fn decoder_layer(&mut self, prefix: &str, [query, key]: [usize; 2], head_dim: usize, parts: DecoderParts) {
+        let (hidden, intermediate) = (self.size("hidden_size"), self.size("intermediate_size"));
         for norm in parts.norms {
             self.norm(&format!("{prefix}.{norm}"), hidden, false);
         }
         for (name, rows) in [("q_proj", query), ("k_proj", key), ("v_proj", key)] {
-            self.linear(&format!("{prefix}.self_attn.{name}"), (rows, hidden), parts.qkv_biased);
+            self.linear(&format!("{prefix}.self_attn.{name}"), rows, hidden, parts.qkv_biased);
         }
-        self.linear(&format!("{prefix}.self_attn.o_proj"), (hidden, query), parts.output_biased);
+        self.linear(&format!("{prefix}.self_attn.o_proj"), hidden, query, parts.output_biased);
         if parts.qk_norm != QkNorm::Absent {
             for (name, width) in [("q_norm", query), ("k_norm", key)] {
                 let width = if parts.qk_norm == QkNorm::OfHeads { head_dim } else { width };
                 self.norm(&format!("{prefix}.self_attn.{name}"), width, false);
             }
         }
-        let intermediate = self.size("intermediate_size");
-        self.linear(&format!("{prefix}.mlp.gate_proj"), (intermediate, hidden), false);
-        self.linear(&format!("{prefix}.mlp.up_proj"), (intermediate, hidden), false);
-        self.linear(&format!("{prefix}.mlp.down_proj"), (hidden, intermediate), false);
+        self.linear(&format!("{prefix}.mlp.gate_proj"), intermediate, hidden, false);
+        self.linear(&format!("{prefix}.mlp.up_proj"), intermediate, hidden, false);
+        self.linear(&format!("{prefix}.mlp.down_proj"), hidden, intermediate, false);
     }
 
     /// BERT and what descends from it, without a head.
@@ -101,10 +95,10 @@ impl Draft {
         for layer in 0..draft.size("num_hidden_layers") {
             let prefix = format!("encoder.layer.{layer}");
             for name in ["self.query", "self.key", "self.value", "output.dense"] {
-                draft.linear(&format!("{prefix}.attention.{name}"), (hidden, hidden), true);
+                draft.linear(&format!("{prefix}.attention.{name}"), hidden, hidden, true);
             }
-            draft.linear(&format!("{prefix}.intermediate.dense"), (intermediate, hidden), true);
-            draft.linear(&format!("{prefix}.output.dense"), (hidden, intermediate), true);
+            draft.linear(&format!("{prefix}.intermediate.dense"), intermediate, hidden, true);
+            draft.linear(&format!("{prefix}.output.dense"), hidden, intermediate, true);
             draft.norm(&format!("{prefix}.attention.output.LayerNorm"), hidden, true);
             draft.norm(&format!("{prefix}.output.LayerNorm"), hidden, true);
         }
@@ -123,10 +117,10 @@ impl Draft {
                 draft.norm(&format!("{prefix}.attn_norm"), hidden, false);
             }
             draft.norm(&format!("{prefix}.mlp_norm"), hidden, false);
-            draft.linear(&format!("{prefix}.attn.Wqkv"), (3 * hidden, hidden), false);
-            draft.linear(&format!("{prefix}.attn.Wo"), (hidden, hidden), false);
-            draft.linear(&format!("{prefix}.mlp.Wi"), (2 * intermediate, hidden), false);
-            draft.linear(&format!("{prefix}.mlp.Wo"), (hidden, intermediate), false);
+            draft.linear(&format!("{prefix}.attn.Wqkv"), 3 * hidden, hidden, false);
+            draft.linear(&format!("{prefix}.attn.Wo"), hidden, hidden, false);
+            draft.linear(&format!("{prefix}.mlp.Wi"), 2 * intermediate, hidden, false);
+            draft.linear(&format!("{prefix}.mlp.Wo"), hidden, intermediate, false);
         }
         draft
     }
@@ -162,25 +156,25 @@ impl Draft {
     }
 
     fn table(&mut self, name: &str, rows: usize, width: usize) {
-        self.draw(name.to_owned(), &[rows, width], (0.0, 1.0));
+        self.draw(name.to_owned(), &[rows, width], 0.0, 1.0);
     }
 
-    fn linear(&mut self, name: &str, (rows, width): (usize, usize), biased: bool) {
-        self.draw(format!("{name}.weight"), &[rows, width], (0.0, 1.3 / (width as f32).sqrt()));
+    fn linear(&mut self, name: &str, rows: usize, width: usize, biased: bool) {
+        self.draw(format!("{name}.weight"), &[rows, width], 0.0, 1.3 / (width as f32).sqrt());
         if biased {
-            self.draw(format!("{name}.bias"), &[rows], (0.0, 0.3));
+            self.draw(format!("{name}.bias"), &[rows], 0.0, 0.3);
         }
     }
 
     fn norm(&mut self, name: &str, width: usize, biased: bool) {
-        self.draw(format!("{name}.weight"), &[width], (1.0, 0.3));
+        self.draw(format!("{name}.weight"), &[width], 1.0, 0.3);
         if biased {
-            self.draw(format!("{name}.bias"), &[width], (0.0, 0.3));
+            self.draw(format!("{name}.bias"), &[width], 0.0, 0.3);
         }
     }
 
     /// Numbers of mean `mean` and standard deviation `deviation`.
-    fn draw(&mut self, name: String, shape: &[usize], (mean, deviation): (f32, f32)) {
+    fn draw(&mut self, name: String, shape: &[usize], mean: f32, deviation: f32) {
         // Of the sum of twelve uniform numbers the variance is 1.
         let mut normal = || (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0;
         let values: Vec<f32> = (0..shape.iter().product()).map(|_| mean + deviation * normal()).collect();

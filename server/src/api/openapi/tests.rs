@@ -206,6 +206,8 @@ fn fields_table() -> String {
         the prompt's beginning it chooses the replica, and it names the session that an alias keeps to one model. `client_metadata`, what a\n\
         client says of itself, changes nothing and is not kept.\n"
         .to_owned();
+    let most = RequestBounds::default().max_choices;
+    write!(text, "\n`n` and `best_of` are at most {most} (`api.max_choices`) where they are honoured.\n").unwrap();
     let tables = doors().into_iter().map(|(route, body, ..)| (route, body));
     let tables: Vec<_> = tables.chain([("POST /v1/files, a form", FILE)]).collect();
     for (route, body) in tables {

@@ -18,7 +18,7 @@ const BROKEN: &str = "{{ no_function() }}";
 fn told(template: &str, read: ReadRequest) -> (ErrorKind, Option<String>) {
     let read_file = |name: &str| Ok((name == "chat_template.jinja").then(|| template.as_bytes().to_vec()));
     let text = TextModel::load(read_file).unwrap();
-    let error = encode_all(("m", &text), read.prompt, Duration::ZERO).unwrap_err();
+    let error = encode_all("m", &text, read.prompt, Duration::ZERO).unwrap_err();
     (error.kind(), error.body()["error"]["param"].as_str().map(str::to_owned))
 }
 

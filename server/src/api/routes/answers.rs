@@ -22,7 +22,7 @@ use crate::api::wire::answer::{Answer, AnswerHead, AnswerKind, AnswerWriter};
 use crate::api::wire::chat::read_chat;
 use crate::api::wire::completions::read_completions;
 use crate::api::wire::forward::Outgoing;
-use crate::api::wire::request::{GenerateRequest, Prompt, ReadRequest};
+use crate::api::wire::request::ReadRequest;
 use crate::api::wire::response_answer::ResponseAnswer;
 use crate::api::wire::responses::{ReadResponse, read_response};
 
@@ -86,7 +86,7 @@ pub(crate) async fn answer_body(
     let outgoing = written.map(|(kind, body)| Outgoing::new(kind, body, &read.ignored));
     let about = AboutModel(read.generate.model.clone());
     let ignored = read.ignored.clone();
-    let generated = generate(state, context, (read, outgoing), (form, route.id_prefix())).await;
+    let generated = generate(state, context, read, outgoing, (form, route.id_prefix())).await;
     let mut response = generated.unwrap_or_else(IntoResponse::into_response);
     fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&caller, Some(&about.0)));
     list_ignored(&mut response, &ignored);
@@ -105,8 +105,8 @@ type Form = Box<dyn FnOnce(AnswerHead) -> Box<dyn AnswerWriter> + Send>;
 fn read(state: &AppState, body: Value, route: AnswerRoute) -> Result<(ReadRequest, Form), ApiError> {
     let bounds = &state.config().bounds;
     let of_choices = |kind: AnswerKind, read: ReadRequest| {
-        let output = (read.generate.output.clone(), read.generate.choices.shown.get() as usize);
-        let form: Form = Box::new(move |head| Box::new(Answer::new(kind, head, output)));
+        let (output, num_choices) = (read.generate.output.clone(), read.generate.choices.shown.get() as usize);
+        let form: Form = Box::new(move |head| Box::new(Answer::new(kind, head, output, num_choices)));
         (read, form)
     };
     Ok(match route {
@@ -122,16 +122,16 @@ fn read(state: &AppState, body: Value, route: AnswerRoute) -> Result<(ReadReques
 async fn generate(
     state: &AppState,
     context: RequestContext,
-    (read, outgoing): (ReadRequest, Option<Outgoing>),
+    mut read: ReadRequest,
+    outgoing: Option<Outgoing>,
     (form, id_prefix): (Form, &str),
 ) -> Result<Response, ApiError> {
-    let ReadRequest { prompt, mut generate, .. } = read;
-    let is_streamed = generate.output.stream.is_some();
-    let unserved = unserved_head(state, &generate.model, id_prefix)?;
-    if let Some(against) = generate.output.prompt_scores_against.take() {
-        return compare(state, context, (prompt, generate, &against), unserved).await;
+    let is_streamed = read.generate.output.stream.is_some();
+    let unserved = unserved_head(state, &read.generate.model, id_prefix)?;
+    if let Some(against) = read.generate.output.prompt_scores_against.take() {
+        return compare(state, context, read, &against, unserved).await;
     }
-    let mut admission = Box::pin(deliver(state.clone(), context, ((prompt, generate), outgoing), (form, unserved)));
+    let mut admission = Box::pin(deliver(state.clone(), context, read, outgoing, (form, unserved)));
     if !is_streamed {
         return admission.await.map_err(|refused| refused.error)?.whole().await;
     }
@@ -144,10 +144,11 @@ async fn generate(
 async fn deliver(
     state: AppState,
     context: RequestContext,
-    (request, outgoing): ((Prompt, GenerateRequest), Option<Outgoing>),
+    read: ReadRequest,
+    outgoing: Option<Outgoing>,
     (form, unserved): (Form, AnswerHead),
 ) -> Result<Delivery, NotAdmitted> {
-    match admit(&state, context, request, outgoing).await {
+    match admit(&state, context, read, outgoing).await {
         Ok(admitted) => {
             let ServedAs { model, fingerprint, tier, billing } = admitted.served_as.clone();
             let answer = form(AnswerHead { model, fingerprint, tier, billing, ..unserved });

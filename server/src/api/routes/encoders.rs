@@ -80,7 +80,7 @@ pub(crate) async fn score(State(state): State<AppState>, request: Request) -> Re
         let Scored { scores, encoded } = score_pairs(state, context, read).await?;
         let data = scores.into_iter().enumerate();
         let data = data.map(|(index, score)| Score { index, object: "score", score }).collect();
-        json(list(state, ("score-", model), data, &encoded)?)
+        json(list(state, "score-", model, data, &encoded)?)
     })
     .await
 }
@@ -94,7 +94,7 @@ pub(crate) async fn classify(State(state): State<AppState>, request: Request) ->
         let encoded = encode(state, context, &served, read.texts).await?;
         let data = encoded.vectors.iter().enumerate();
         let data = data.map(|(index, logits)| classification(scores, (index, logits), read.raw)).collect();
-        json(list(state, ("classify-", read.model), data, &encoded)?)
+        json(list(state, "classify-", read.model, data, &encoded)?)
     })
     .await
 }
@@ -259,7 +259,8 @@ fn classification(is: &ScoresDescription, (index, logits): (usize, &Vec<f32>), r
 
 fn list<T>(
     state: &AppState,
-    (prefix, model): (&str, String),
+    prefix: &str,
+    model: String,
     data: Vec<T>,
     encoded: &Encoded,
 ) -> Result<ListAnswer<T>, ApiError> {

@@ -59,14 +59,15 @@ pub(crate) async fn tokenize(State(state): State<AppState>, request: Request) ->
     let mut reader = state.reader();
     let asked = read_tokenize(body, &mut reader, &state.config().bounds)?;
     let model = find(&state, &context, asked.model).await?;
-    let answer = tokens_of(&state, &context, (&model, asked.prompt)).await;
+    let answer = tokens_of(&state, &context, &model, asked.prompt).await;
     Ok(respond(&state, &context, answer, reader))
 }
 
 async fn tokens_of(
     state: &AppState,
     context: &RequestContext,
-    (model, prompt): (&Lease, Prompt),
+    model: &Lease,
+    prompt: Prompt,
 ) -> Result<Value, ApiError> {
     let _reservation = reserve_request(state, context)?;
     let encoded = encode(state, model, prompt).await?;
@@ -86,14 +87,15 @@ pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) 
             format!("token {id} is outside the model's vocabulary of {}", model.input_vocab_size),
         ));
     }
-    let answer = text_of(&state, &context, (&model, tokens)).await;
+    let answer = text_of(&state, &context, &model, tokens).await;
     Ok(respond(&state, &context, answer, reader))
 }
 
 async fn text_of(
     state: &AppState,
     context: &RequestContext,
-    (model, tokens): (&Lease, Vec<u32>),
+    model: &Lease,
+    tokens: Vec<u32>,
 ) -> Result<Value, ApiError> {
     let _reservation = reserve_request(state, context)?;
     let text = Arc::clone(&model.text);

@@ -46,7 +46,8 @@ impl Item {
     /// `None`: the two models cannot be compared on it. The first time for a model, this takes time that grows with its
     /// vocabulary.
     pub(super) fn of(
-        (prompt, mut answer): (Vec<TokenId>, Vec<TokenId>),
+        prompt: Vec<TokenId>,
+        mut answer: Vec<TokenId>,
         models: &[Lease; 2],
         max_tokens: u32,
     ) -> Option<Self> {
@@ -77,8 +78,8 @@ impl Item {
         let bytes = texts.iter().map(|text| text.len() as u64).sum();
         let mut tokens = TokenScores::default();
         let entries = said.scores.iter().skip(self.prompt.len());
-        for (token, entry) in self.answer.iter().copied().zip(texts).zip(entries) {
-            tokens.push(token, entry.as_ref().map(score_of));
+        for ((id, text), entry) in self.answer.iter().copied().zip(texts).zip(entries) {
+            tokens.push(id, text, entry.as_ref().map(score_of));
         }
         let Heard { tokens: greedy, logprobs, .. } = &said.greedy;
         let greedy = Answer::new(greedy, spell(greedy), logprobs);

@@ -125,7 +125,7 @@ impl Billing {
     /// Whoever asks again is told what was billed before, and not what it would have cost.
     fn json(&self) -> Value {
         let Self { ledger, model, answers, origin, .. } = self;
-        let bill = |(used, part): (&Usage, u32)| ledger.billed_in_all(&origin.part(part), (model, *answers), *used);
+        let bill = |(used, part): (&Usage, u32)| ledger.billed_in_all(&origin.part(part), model, *answers, *used);
         let billed = self.uses.iter().zip(0..).map(bill).fold(0, u64::saturating_add);
         // The site is this one, though others run it: here is the entry that the other ledger is matched with.
         json!({"billed_gpu_ms": billed as f64 / 1e3, "model_digest": self.digest(), "site": self.site})
@@ -222,7 +222,7 @@ impl AnswerWriter for Answer {
 }
 
 impl Answer {
-    pub(crate) fn new(kind: AnswerKind, head: AnswerHead, (output, num_choices): (Output, usize)) -> Self {
+    pub(crate) fn new(kind: AnswerKind, head: AnswerHead, output: Output, num_choices: usize) -> Self {
         let object = match kind {
             AnswerKind::Chat => "chat.completion.chunk",
             AnswerKind::Completion => "text_completion",

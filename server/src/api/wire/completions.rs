@@ -48,7 +48,7 @@ pub(crate) fn read_completions(
     let sampling = read_sampling(&mut fields, &output, bounds)?;
     let choices = read_ranked_choices(&mut fields, &output, bounds)?;
     let structure = read_structure(&mut fields, &mut reader)?;
-    check_comparison(&output, &sampling, (choices, structure.as_ref()))?;
+    check_comparison(&output, &sampling, choices, structure.as_ref())?;
     let attribution = read_attribution(&mut fields)?;
     let class = read_class(&mut fields)?;
     let caching = read_caching(&mut fields)?;
@@ -87,7 +87,8 @@ fn read_max_tokens(fields: &mut Fields, output: &Output) -> Result<Option<u32>, 
 fn check_comparison(
     output: &Output,
     sampling: &Sampling,
-    (choices, structure): (Choices, Option<&Structure>),
+    choices: Choices,
+    structure: Option<&Structure>,
 ) -> Result<(), ApiError> {
     if output.prompt_scores_against.is_none() {
         return Ok(());

@@ -41,7 +41,8 @@ pub(crate) struct Scorer<'a> {
 /// The answer to prompts that two models score: the one of `head`, whose digest is `digest`, and the one it is held against.
 pub(crate) fn comparison_answer(
     head: &AnswerHead,
-    (digest, against): (ModelDigest, Scorer<'_>),
+    digest: ModelDigest,
+    against: Scorer<'_>,
     prompts: &[Vec<Option<ComparedPosition>>],
     usage: Usage,
 ) -> Value {
@@ -118,7 +119,7 @@ mod tests {
             ["a1", "b2"].map(|byte| format!("sha256:{}", byte.repeat(32)).parse().unwrap());
         let compared = [vec![None, position(0.25), position(f64::INFINITY)]];
         let against = Scorer { name: "b", digest: other };
-        let answer = comparison_answer(&head, (one, against), &compared, Usage::default());
+        let answer = comparison_answer(&head, one, against, &compared, Usage::default());
         let choice = &answer["choices"][0];
         assert_eq!((&answer["model"], &answer["digest"]), (&json!("a"), &json!(one)));
         let scores = &choice["prompt_scores_against"];

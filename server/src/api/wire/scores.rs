@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::embeddings::EncoderUsage;
-use super::texts::{TEXT_FIELDS, TextItem, Texts, Truncate, read_inputs, read_model, read_strings};
+use super::texts::{Beside, TEXT_FIELDS, TextItem, Texts, Truncate, read_inputs, read_model, read_strings};
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, required_either};
 
@@ -76,7 +76,7 @@ pub(crate) fn read_rerank(body: Value, mut reader: Reader, most: usize) -> Resul
     let documents = read_strings(field, documents, most)?;
     let count = documents.len();
     let pairs = documents.into_iter().map(|document| TextItem::Pair(query.clone(), document)).collect();
-    let mut texts = Texts { beside: Some("query"), ..Texts::read(&mut fields, field, pairs)? };
+    let mut texts = Texts { beside: Some(Beside::One("query")), ..Texts::read(&mut fields, field, pairs)? };
     texts.max_document_tokens = read_tokens_per_doc(&mut fields)?;
     let top_n = fields.integer("top_n", 1..=i64::from(u32::MAX))?;
     let top_n = top_n.and_then(|top_n| usize::try_from(top_n).ok()).map_or(count, |top_n| top_n.min(count));
@@ -113,7 +113,8 @@ pub(crate) fn read_score(body: Value, mut reader: Reader, most: usize) -> Result
         return Err(invalid("text_2", why));
     }
     let pairs = first.into_iter().cycle().zip(second).map(|(first, second)| TextItem::Pair(first, second)).collect();
-    let texts = Texts { beside: Some("text_1"), ..Texts::read(&mut fields, "text_2", pairs)? };
+    let beside = if ones == 1 { Beside::One("text_1") } else { Beside::Each("text_1") };
+    let texts = Texts { beside: Some(beside), ..Texts::read(&mut fields, "text_2", pairs)? };
     let raw = read_raw(&mut fields)?;
     reader.finish(fields)?;
     Ok(ReadPairs { model, texts, raw, ignored: reader.into_ignored() })

@@ -18,8 +18,8 @@ pub(crate) const TEXT_FIELDS: &[Field] =
 pub(crate) struct Texts {
     /// The field that they came in.
     pub(crate) field: &'static str,
-    /// The field of the first text of each pair; `None`: there are no pairs.
-    pub(crate) beside: Option<&'static str>,
+    /// What holds the first text of each pair; `None`: there are no pairs.
+    pub(crate) beside: Option<Beside>,
     pub(crate) items: Vec<TextItem>,
     /// What is put before each text, by its name in the checkpoint.
     pub(crate) prompt_name: Option<String>,
@@ -29,6 +29,15 @@ pub(crate) struct Texts {
     pub(crate) max_document_tokens: Option<usize>,
     /// Whom they are read for; written down with what that takes.
     pub(crate) attribution: Attribution,
+}
+
+/// A field of first texts of pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beside {
+    /// One for all of them.
+    One(&'static str),
+    /// One for each.
+    Each(&'static str),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -70,7 +79,8 @@ impl Texts {
             false => self.field.to_owned(),
         };
         let name = |(index, item): (usize, &TextItem)| match (item, self.beside) {
-            (TextItem::Text(_), Some(beside)) => beside.to_owned(),
+            (TextItem::Text(_), Some(Beside::One(field))) => field.to_owned(),
+            (TextItem::Text(_), Some(Beside::Each(field))) => format!("{field}[{}]", index / items_per_entry),
             _ => of_entry(index / items_per_entry),
         };
         self.items.iter().enumerate().map(name).collect()
@@ -180,15 +190,17 @@ mod tests {
     fn texts_that_are_read_apart_are_named_by_what_they_came_in() {
         let text = |written: &str| TextItem::Text(written.to_owned());
         let document = |written: &str| TextItem::Document(written.to_owned());
-        let names = |beside: Option<&'static str>, items: Vec<TextItem>| {
-            Texts { beside, ..read(json!({}), items).unwrap() }.names()
-        };
+        let names =
+            |beside: Option<Beside>, items: Vec<TextItem>| Texts { beside, ..read(json!({}), items).unwrap() }.names();
         assert_eq!(names(None, vec![text("a")]), ["documents"]);
         assert_eq!(names(None, vec![text("a"), text("b")]), ["documents[0]", "documents[1]"]);
         let pair = |second: &str| TextItem::Pair("q".to_owned(), second.to_owned());
-        assert_eq!(names(Some("query"), vec![pair("a"), pair("b")]), ["documents[0]", "documents[1]"]);
+        let query = Some(Beside::One("query"));
+        assert_eq!(names(query, vec![pair("a"), pair("b")]), ["documents[0]", "documents[1]"]);
         let apart = vec![text("q"), document("a"), text("q"), document("b")];
-        assert_eq!(names(Some("query"), apart), ["query", "documents[0]", "query", "documents[1]"]);
-        assert_eq!(names(Some("query"), vec![text("q"), document("a")]), ["query", "documents"]);
+        assert_eq!(names(query, apart.clone()), ["query", "documents[0]", "query", "documents[1]"]);
+        let each = names(Some(Beside::Each("text_1")), apart);
+        assert_eq!(each, ["text_1[0]", "documents[0]", "text_1[1]", "documents[1]"]);
+        assert_eq!(names(query, vec![text("q"), document("a")]), ["query", "documents"]);
     }
 }

@@ -46,7 +46,7 @@ pub(super) struct Steps {
 
 impl Limits {
     /// The best of a few rounds each.
-    pub(crate) fn measure((compute, is_quantised): (&Compute, bool), clock: &dyn Clock) -> Result<Self> {
+    pub(crate) fn measure(compute: &Compute, is_quantised: bool, clock: &dyn Clock) -> Result<Self> {
         let probe = LimitProbe::new(compute)?;
         let (read_time, bytes) = quickest(clock, || Ok(probe.move_memory()?))?;
         let (time, operations) = quickest(clock, || Ok(probe.multiply(is_quantised)?))?;

@@ -101,7 +101,8 @@ impl OverHttpArgs {
 pub(super) fn run(
     rounds: usize,
     load: Workload,
-    (source, model_args): (&str, &ModelArgs),
+    source: &str,
+    model_args: &ModelArgs,
     output: OutputArgs,
 ) -> Result<()> {
     ensure!(load.generate_tokens > 1, "--generate: behind the first token there must be another");

@@ -145,14 +145,14 @@ impl SuiteArgs {
             tell!("warning: built without --release; these figures are not the machine's");
         }
         tell!("measuring this machine");
-        let limits = Limits::measure((&compute.for_kv_of(kv_format(&device.engine)), false), &SystemClock::new())?;
+        let limits = Limits::measure(&compute.for_kv_of(kv_format(&device.engine)), false, &SystemClock::new())?;
         std::fs::create_dir_all(&device.server.data_dir)?;
         let measured = shapes.iter().map(|shape| {
             tell!("making weights of {}", shape.name());
             let folder = TempDir::new_in(&device.server.data_dir).context("data_dir")?;
             shape.write(folder.path()).with_context(|| folder.path().display().to_string())?;
-            let config = sizes.config(model_args, (shape.name(), folder.path()), &environment)?;
-            ShapeReport::of(shape.name(), (&sizes, &limits), &config, &compute)
+            let config = sizes.config(model_args, shape.name(), folder.path(), &environment)?;
+            ShapeReport::of(shape.name(), &sizes, &limits, &config, &compute)
         });
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
@@ -193,12 +193,7 @@ fn kv_format(engine: &EngineConfig) -> KvFormat {
 
 impl Sizes {
     /// Of a server of the one model in `folder`, on a loopback port that nobody else is told.
-    fn config(
-        &self,
-        model_args: &ModelArgs,
-        (name, folder): (String, &Path),
-        environment: &Environment,
-    ) -> Result<Config> {
+    fn config(&self, model_args: &ModelArgs, name: String, folder: &Path, environment: &Environment) -> Result<Config> {
         let mut written = model_args.clone().written();
         let source = folder.to_str().context("data_dir: rename it")?;
         written.server.listen = Some(Listen::ANY_LOOPBACK_PORT);
@@ -242,7 +237,7 @@ impl Sizes {
 }
 
 impl ShapeReport {
-    fn of(shape: String, (sizes, limits): (&Sizes, &Limits), config: &Config, compute: &Compute) -> Result<Self> {
+    fn of(shape: String, sizes: &Sizes, limits: &Limits, config: &Config, compute: &Compute) -> Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let hashes = serve::KeptHashes::open(&config.server.data_dir);
         let loaded = serve::load(&config.models[0], serve::LoadContext { hub: &config.hub, compute, hashes: &hashes })?;
@@ -265,7 +260,7 @@ impl ShapeReport {
             // The first round loads kernels and records steps of its shape.
             bench.run(load, rounds.next().unwrap_or_default())?;
             let measured = bench.run(load, rounds.next().unwrap_or_default())?;
-            let row = Row::new(load, &measured, (limits, &cost), false);
+            let row = Row::new(load, &measured, limits, &cost, false);
             let [read, generated] = [row.prefill_tokens_per_s, row.decode_tokens_per_s];
             tell!("{shape}: {what}: {read:.0} tok/s of prompts, {generated:.0} generated");
             anyhow::Ok(row)

@@ -29,10 +29,10 @@ pub(super) fn print(comparison: &Comparison) -> Result<()> {
 fn ranking(comparison: &Comparison, metric: Metric) -> Result<()> {
     line(format_args!("\n{}", comparison.title(metric)))?;
     let width = comparison.ranking.iter().map(|ranked| ranked.name.chars().count()).max().unwrap_or(0);
-    comparison.ranking.iter().enumerate().try_for_each(|(place, ranked)| row((place + 1, width), ranked, metric))
+    comparison.ranking.iter().enumerate().try_for_each(|(place, ranked)| row(place + 1, width, ranked, metric))
 }
 
-fn row((place, width): (usize, usize), ranked: &Ranked, metric: Metric) -> Result<()> {
+fn row(place: usize, width: usize, ranked: &Ranked, metric: Metric) -> Result<()> {
     let Some(measured) = ranked.measured(metric) else { return Ok(()) };
     let shown = |value| metric.shown(value);
     let interval = measured.interval;

@@ -155,7 +155,10 @@ impl<'a> Machine<'a> {
 fn named(flag: &RoomFlag, cards: &Cards, engine: &EngineConfig) -> Result<PartitionRoom> {
     match flag {
         RoomFlag::Cpu(size) => Ok(cpu(*size, engine)),
-        RoomFlag::Card { written, name } => Ok(device(written.clone(), cards.find(name)?, engine)),
+        RoomFlag::Card { written, name } => {
+            let (backend, memory) = cards.find(name)?;
+            Ok(device(written.clone(), backend, memory, engine))
+        }
     }
 }
 
@@ -181,10 +184,10 @@ fn visible(part: Visible<'_>, cards: &Cards, engine: &EngineConfig) -> Result<Pa
     })?;
     let device_name = part.device();
     let backend = device_name.backend().context("the CPU is listed by no driver")?;
-    Ok(device(device_name.to_string(), (backend, memory), engine))
+    Ok(device(device_name.to_string(), backend, memory, engine))
 }
 
-fn device(name: String, (backend, memory): (Backend, ByteSize), engine: &EngineConfig) -> PartitionRoom {
+fn device(name: String, backend: Backend, memory: ByteSize, engine: &EngineConfig) -> PartitionRoom {
     let kv = engine.kv_cache_memory.map_or(KvBudget::PartOfRest(1), KvBudget::Stated);
     PartitionRoom { name, backend: Some(backend), memory, reserved: DEVICE_OVERHEAD, kv }
 }

@@ -47,7 +47,7 @@ fn a_plan_for_a_cpu_is_what_the_loaded_models_and_their_caches_take() {
     });
     let loaded: Vec<_> = loaded.collect();
     let asked: Vec<_> = loaded.iter().map(|model| kv_demand(model, &config.engine)).collect();
-    let blocks = share_kv_memory((config.engine.kv_cache_memory, KV_CACHE_MEMORY), &asked).expect("there is room");
+    let blocks = share_kv_memory(config.engine.kv_cache_memory, KV_CACHE_MEMORY, &asked).expect("there is room");
     for (model, num_kv_blocks) in loaded.iter().zip(blocks) {
         let name = &model.name;
         let planned = plan.partitions[0].models.iter().find(|is| is.demand.name == *name).expect("it has a place");

@@ -25,7 +25,7 @@ impl Progress {
         Self { place, count }
     }
 
-    pub(super) fn start(self, name: &str, (done, items): (usize, usize)) -> Running {
+    pub(super) fn start(self, name: &str, done: usize, items: usize) -> Running {
         let what = format!("[{}/{}] {name}", self.place, self.count);
         let is_terminal = io::stderr().is_terminal();
         if !is_terminal {
@@ -76,6 +76,6 @@ mod tests {
 
     #[test]
     fn the_bar_can_be_drawn() {
-        Progress::new(1, 2).start("demo", (0, 3)).finish();
+        Progress::new(1, 2).start("demo", 0, 3).finish();
     }
 }

@@ -72,7 +72,8 @@ impl Resident {
         loaded: Loaded,
         items: &[Planned],
         config: &EngineConfig,
-        (clock, against): (Arc<dyn Clock>, Option<SharedModel>),
+        clock: Arc<dyn Clock>,
+        against: Option<SharedModel>,
     ) -> Result<Self> {
         let longest = items.iter().map(Planned::longest).max().unwrap_or(1);
         let room = Room { longest, most_in_flight: config.steps.max_num_seqs * REQUESTS_PER_SEQUENCE };
@@ -180,8 +181,8 @@ impl Resident {
             passages.iter().flat_map(|(passage, _)| &passage.tokens[passage.scored_from..]).copied().collect();
         let texts = Detokenizer::after(&self.text.tokenizer, SkipSpecialTokens::No, before).spell(&ids);
         let entries = passages.iter().flat_map(|(passage, entries)| entries.iter().skip(passage.scored_from));
-        for (token, entry) in ids.into_iter().zip(texts).zip(entries) {
-            tokens.push(token, entry.as_ref().map(|read| score_of(&read.scores)));
+        for ((id, text), entry) in ids.into_iter().zip(texts).zip(entries) {
+            tokens.push(id, text, entry.as_ref().map(|read| score_of(&read.scores)));
             if self.against.is_some() {
                 tokens.kls.push(entry.as_ref().and_then(|read| read.kl).filter(|kl| kl.is_finite()));
             }
@@ -204,8 +205,8 @@ impl Room {
         let spec = loaded.model.kv_cache_spec();
         let most_blocks =
             spec.most_blocks(self.longest, config.steps.max_num_batched_tokens) * config.steps.max_num_seqs;
-        let stated = (config.kv_cache_memory, KV_CACHE_MEMORY);
-        let blocks = share_kv_memory(stated, &[KvDemand { spec, most_blocks }])?;
+        let demand = KvDemand { spec, most_blocks };
+        let blocks = share_kv_memory(config.kv_cache_memory, KV_CACHE_MEMORY, &[demand])?;
         let num_kv_blocks = blocks.into_iter().sum();
         let mut bounds = EngineBounds { num_kv_blocks, max_model_len: loaded.description.max_position }.with(config)?;
         bounds.max_waiting_requests = self.most_waiting();

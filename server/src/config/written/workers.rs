@@ -1,10 +1,11 @@
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::config::{ByteSize, Period, WorkerPlace};
 use crate::placement::Device;
+use crate::units::Written;
 
 /// A device or a part of one. One worker process serves it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -31,6 +32,7 @@ pub struct WrittenPartition {
 #[serde(deny_unknown_fields, default)]
 pub struct WrittenWorkers {
     /// Where workers of other machines come in, over mutual TLS.
+    #[serde(deserialize_with = "address")]
     pub listen: Option<SocketAddr>,
     /// A worker that gives no sign of life for so long is gone.
     pub longest_silence: Option<Period>,
@@ -50,3 +52,11 @@ lay_over!(WrittenWorkers {
     first_restart,
     longest_restart
 });
+
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let read = |text: &str| {
+        text.parse::<SocketAddr>()
+            .map_err(|_| format!("`{text}` is not an address; write ADDR:PORT (127.0.0.1:9443, [::1]:9443)"))
+    };
+    deserializer.deserialize_str(Written { like: "an address, like \"127.0.0.1:9443\"", read }).map(Some)
+}

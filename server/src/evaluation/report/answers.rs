@@ -10,7 +10,7 @@ pub(super) fn section(pair: &PairComparison) -> String {
     }
     let (all, equal) = (pair.num_answers, pair.num_equal_answers);
     let names = (escaped(&pair.first), escaped(&pair.second));
-    let answers: String = pair.answers_that_part.iter().map(|answer| parting(answer, (&names.0, &names.1))).collect();
+    let answers: String = pair.answers_that_part.iter().map(|answer| parting(answer, &names.0, &names.1)).collect();
     let shown = pair.answers_that_part.len();
     format!(
         "<section>\n<h2>Where greedy answers part</h2>\n<p class=\"note\">{equal} of {all} answers are the same, token for \
@@ -19,7 +19,7 @@ pub(super) fn section(pair: &PairComparison) -> String {
     )
 }
 
-fn parting(answer: &AnswerPair, (first, second): (&str, &str)) -> String {
+fn parting(answer: &AnswerPair, first: &str, second: &str) -> String {
     let said = |class: &str, name: &str, rest: &str, is_right: bool| {
         let (mark, word) = if is_right { ("✓", "right") } else { ("✗", "wrong") };
         let rest = if rest.is_empty() { "<i class=\"end\">ends here</i>".to_owned() } else { with_line_ends(rest) };

@@ -22,7 +22,7 @@ struct Run<'a> {
 
 pub(super) fn section(comparison: &Comparison) -> String {
     let run = Run::of(&comparison.ranking);
-    let plots: String = comparison.metrics().map(|metric| plot(&run, (metric, &comparison.title(metric)))).collect();
+    let plots: String = comparison.metrics().map(|metric| plot(&run, metric, &comparison.title(metric))).collect();
     let note = if run.has_steps {
         "Over the steps of the run, with the 95 % interval around."
     } else {
@@ -53,7 +53,7 @@ impl<'a> Run<'a> {
     }
 }
 
-fn plot(run: &Run, (metric, title): (Metric, &str)) -> String {
+fn plot(run: &Run, metric: Metric, title: &str) -> String {
     let points: Vec<(f64, &Ranked, Interval)> =
         run.stops.iter().filter_map(|(x, ranked)| Some((*x, *ranked, ranked.measured(metric)?.interval))).collect();
     let scale = Scale::over(points.iter().flat_map(|(.., is)| is.span()), FRAME.upwards());

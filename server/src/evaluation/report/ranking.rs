@@ -19,7 +19,7 @@ pub(super) fn section(comparison: &Comparison) -> String {
         std::iter::once(by).chain(others.iter().copied()).map(|metric| (metric, scale(comparison, metric))).collect();
     let mut rows = String::new();
     for (place, ranked) in comparison.ranking.iter().enumerate() {
-        rows.push_str(&row(place + 1, ranked, (by, &scales)));
+        rows.push_str(&row(place + 1, ranked, by, &scales));
     }
     let mut heads =
         format!("<th class=\"n\"></th><th>Checkpoint</th><th>{}</th><th>From above</th>", head(comparison, by));
@@ -46,7 +46,7 @@ fn scale(comparison: &Comparison, metric: Metric) -> Scale {
     Scale::over(measured.flat_map(|of| of.interval.span()), (4.0, WIDTH - 4.0))
 }
 
-fn row(place: usize, ranked: &Ranked, (by, scales): (Metric, &[(Metric, Scale)])) -> String {
+fn row(place: usize, ranked: &Ranked, by: Metric, scales: &[(Metric, Scale)]) -> String {
     let step = ranked.step.map_or_else(String::new, |step| format!("step {step} · "));
     let name = escaped(&ranked.name);
     let mut cells = String::new();

@@ -22,13 +22,13 @@ pub(super) fn section(pair: &PairComparison) -> String {
         "<section>\n<h2>Text by text</h2>\n<p class=\"note\">Each point is a document, or a reference after its prompt, in \
          bits per byte. Below the diagonal <b class=\"a\">{first}</b> is better, above it <b class=\"b\">{second}</b>. {first} \
          is better on {better} of {all}.</p>\n<div class=\"beside\">\n{}{}</div>\n</section>\n",
-        scatter(pair, (&first, &second)),
-        table(pair, (&first, &second))
+        scatter(pair, &first, &second),
+        table(pair, &first, &second)
     )
 }
 
 /// Across: the second. Up: the first, so that what is low is good for the first.
-fn scatter(pair: &PairComparison, (first, second): (&str, &str)) -> String {
+fn scatter(pair: &PairComparison, first: &str, second: &str) -> String {
     let drawn = &pair.texts[..pair.texts.len().min(MOST_POINTS)];
     let values = drawn.iter().flat_map(|text| [text.first, text.second]);
     let up = Scale::over(values, FRAME.upwards()).not_below(0.0);
@@ -64,7 +64,7 @@ fn scatter(pair: &PairComparison, (first, second): (&str, &str)) -> String {
     )
 }
 
-fn table(pair: &PairComparison, (first, second): (&str, &str)) -> String {
+fn table(pair: &PairComparison, first: &str, second: &str) -> String {
     let rows: String = pair.texts_that_differ_most.iter().map(row).collect();
     format!(
         "<table class=\"figures\">\n<caption>Texts that differ most</caption>\n<thead><tr><th>Item</th><th \

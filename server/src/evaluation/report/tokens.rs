@@ -12,17 +12,17 @@ pub(super) fn section(pair: &PairComparison) -> String {
         return String::new();
     }
     let (first, second) = (escaped(&pair.first), escaped(&pair.second));
-    let maps: String = pair.heat_maps.iter().map(|map| heat(map, (&first, &second))).collect();
+    let maps: String = pair.heat_maps.iter().map(|map| heat(map, &first, &second)).collect();
     format!(
         "<section>\n<h2>Token by token</h2>\n<p class=\"note\">The texts that differ most. A token is coloured by how much \
          likelier one checkpoint finds it than the other, in nats; its numbers show under the pointer.</p>\n{}\n{maps}{}\
          </section>\n",
-        legend((&first, &second)),
-        table(pair, (&first, &second))
+        legend(&first, &second),
+        table(pair, &first, &second)
     )
 }
 
-fn legend((first, second): (&str, &str)) -> String {
+fn legend(first: &str, second: &str) -> String {
     let steps = |side: char, order: &[usize]| -> String {
         let step = |level: &usize| format!("<span class=\"t {side}{level}\">{}</span>", LEVELS[level - 1]);
         order.iter().map(step).collect()
@@ -34,10 +34,10 @@ fn legend((first, second): (&str, &str)) -> String {
     )
 }
 
-fn heat(map: &HeatMap, names: (&str, &str)) -> String {
-    let cells: String = map.cells.iter().map(|cell| token(cell, names)).collect();
+fn heat(map: &HeatMap, first: &str, second: &str) -> String {
+    let cells: String = map.cells.iter().map(|cell| token(cell, first, second)).collect();
     let gain: f64 = map.cells.iter().filter_map(|cell| cell.scores).map(|scores| scores.gain()).sum();
-    let (likelier, class) = if gain >= 0.0 { (names.0, 'a') } else { (names.1, 'b') };
+    let (likelier, class) = if gain >= 0.0 { (first, 'a') } else { (second, 'b') };
     format!(
         "<article><h3>{} <small>likelier for <b class=\"{class}\">{likelier}</b> by {} nats in all</small></h3>\n<p \
          class=\"heat\">{cells}</p></article>\n",
@@ -46,7 +46,7 @@ fn heat(map: &HeatMap, names: (&str, &str)) -> String {
     )
 }
 
-fn token(cell: &HeatCell, (first, second): (&str, &str)) -> String {
+fn token(cell: &HeatCell, first: &str, second: &str) -> String {
     let text = with_line_ends(&cell.token);
     let Some(scores) = &cell.scores else { return format!("<span class=\"t unscored\">{text}</span>") };
     let CellScores { first_rank, second_rank, .. } = scores;
@@ -67,7 +67,7 @@ fn class(gain: f64) -> String {
     }
 }
 
-fn table(pair: &PairComparison, (first, second): (&str, &str)) -> String {
+fn table(pair: &PairComparison, first: &str, second: &str) -> String {
     let rows: String = pair.tokens_that_differ_most.iter().map(row).collect();
     format!(
         "<table class=\"figures\">\n<caption>Tokens that differ most, over all texts</caption>\n<thead><tr><th>Where</th>\

@@ -59,7 +59,8 @@ impl Directory {
     pub fn remove_limit(
         &self,
         path: &AccountPath,
-        (name, model): (LimitName, Option<&str>),
+        name: LimitName,
+        model: Option<&str>,
         enforcement: Enforcement,
     ) -> Result<(), DirectoryError> {
         let mut detail = model.map_or_else(|| name.to_string(), |model| format!("{name} for {model}"));

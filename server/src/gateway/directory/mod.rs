@@ -158,8 +158,8 @@ impl Directory {
             Ok(()) => Ok(Noted::Written),
             Err(error) if error.is_for_want_of_room() => {
                 tracing::error!(%error, act, "an administrative act is missing in the audit log for now");
-                let (at, actor, act) = (self.now(), Arc::clone(&self.actor), (act, subject, detail));
-                self.owed.lock().unwrap_or_else(PoisonError::into_inner).add(OwedAct::new(at, actor, act));
+                let owed = OwedAct::new(self.now(), Arc::clone(&self.actor), act, subject, detail);
+                self.owed.lock().unwrap_or_else(PoisonError::into_inner).add(owed);
                 Ok(Noted::Owed)
             }
             Err(error) => Err(error),

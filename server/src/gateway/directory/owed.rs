@@ -29,7 +29,7 @@ pub(super) struct OwedAct {
 }
 
 impl OwedAct {
-    pub(super) fn new(at: UnixSeconds, actor: Arc<str>, (name, subject, detail): (&'static str, &str, &str)) -> Self {
+    pub(super) fn new(at: UnixSeconds, actor: Arc<str>, name: &'static str, subject: &str, detail: &str) -> Self {
         Self { at, actor, name, subject: subject.to_owned(), detail: format!("{detail} (written later: no room)") }
     }
 

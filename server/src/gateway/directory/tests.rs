@@ -103,10 +103,10 @@ fn limits_are_set_changed_and_taken_away_one_by_one() {
     directory.set_limit(&acme, Limit::requests_per_minute(n(1))).unwrap();
     directory.set_limit(&acme, Limit::tokens_per_minute(n(5))).unwrap();
     directory.set_limit(&acme, Limit::requests_per_minute(n(2))).unwrap();
-    directory.remove_limit(&acme, (Limit::tokens_per_minute(n(5)).name(), None), Enforcement::Refuse).unwrap();
+    directory.remove_limit(&acme, Limit::tokens_per_minute(n(5)).name(), None, Enforcement::Refuse).unwrap();
     let limits = directory.snapshot().unwrap().accounts[1].limits.clone();
     assert_eq!(limits.limits(), [Limit::requests_per_minute(n(2))]);
-    let absent = directory.remove_limit(&acme, (Limit::tokens_per_minute(n(5)).name(), None), Enforcement::Refuse);
+    let absent = directory.remove_limit(&acme, Limit::tokens_per_minute(n(5)).name(), None, Enforcement::Refuse);
     assert!(matches!(absent, Err(DirectoryError::NoSuchLimit(..))));
 }
 

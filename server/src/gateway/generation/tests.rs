@@ -37,19 +37,15 @@ fn bench(model: StubModel) -> Bench {
 /// With parts of four tokens.
 fn bench_with(model: StubModel, limit: Limit) -> Bench {
     let config = EngineConfig { num_kv_blocks: 256, ..EngineConfig::default() };
-    bench_of(model, config, (limit, Tariff::free()))
+    bench_of(model, config, limit, Tariff::free())
 }
 
-fn bench_of(model: StubModel, config: EngineConfig, (limit, tariff): (Limit, Tariff)) -> Bench {
-    bench_on(model, config, (limit, tariff, None))
+fn bench_of(model: StubModel, config: EngineConfig, limit: Limit, tariff: Tariff) -> Bench {
+    bench_on(model, config, limit, tariff, None)
 }
 
 /// With a ledger that is written down.
-fn bench_on(
-    model: StubModel,
-    config: EngineConfig,
-    (limit, tariff, journal): (Limit, Tariff, Option<Journal>),
-) -> Bench {
+fn bench_on(model: StubModel, config: EngineConfig, limit: Limit, tariff: Tariff, journal: Option<Journal>) -> Bench {
     let manual = ManualClock::default();
     let clock = Arc::new(manual.clone());
     let engine = Engine::spawn(EngineParts {

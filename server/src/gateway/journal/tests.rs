@@ -313,7 +313,7 @@ fn what_was_used_is_summed_over_a_node_and_a_window() {
     let reader = UsageReader::open(&data).unwrap();
     let used = |account: &str, unit, window: (u64, u64)| {
         let window = (UnixSeconds(window.0), UnixSeconds(window.1));
-        reader.used(&account.parse().unwrap(), (unit, None), window)
+        reader.used(&account.parse().unwrap(), unit, None, window)
     };
     assert_eq!(used("acme", Unit::Tokens, (0, 9_000)), 16);
     assert_eq!(used("acme/a", Unit::OutputTokens, (0, 9_000)), 3);
@@ -339,13 +339,13 @@ fn what_was_used_since_any_second_is_known_to_the_entry() {
     }
     let reader = UsageReader::open(&data).unwrap();
     let used = |account: &str, unit, from: u64| {
-        reader.used(&account.parse().unwrap(), (unit, None), (UnixSeconds(from), UnixSeconds(9_000)))
+        reader.used(&account.parse().unwrap(), unit, None, (UnixSeconds(from), UnixSeconds(9_000)))
     };
     let requests = [900, 901, 902, 1_199, 1_200, 1_201, 1_799, 1_800].map(|from| used("acme", Unit::Requests, from));
     assert_eq!(requests, [4, 4, 3, 3, 2, 1, 1, 1]);
     assert_eq!((used("/", Unit::Tokens, 1_201), used("acme", Unit::Tokens, 1_201)), (24, 16));
     let of_model = |model| {
-        reader.used(&"acme".parse().unwrap(), (Unit::GpuMicros, Some(model)), (UnixSeconds(1_200), UnixSeconds(9_000)))
+        reader.used(&"acme".parse().unwrap(), Unit::GpuMicros, Some(model), (UnixSeconds(1_200), UnixSeconds(9_000)))
     };
     assert_eq!((of_model("m"), of_model("other")), (21, 0));
 }

@@ -170,7 +170,7 @@ impl KeyRing {
     }
 
     /// The caller who came in by this key, if the key would still be accepted.
-    pub fn caller(&self, (account, via): (&str, &str), today: UnixSeconds) -> Option<Arc<Caller>> {
+    pub fn caller(&self, account: &str, via: &str, today: UnixSeconds) -> Option<Arc<Caller>> {
         self.reload_if_changed();
         let (picture, now) = (self.picture(), self.now(today));
         let fixed = picture.fixed.iter().map(|(_, caller)| caller);

@@ -123,7 +123,7 @@ impl Ask {
         let generated_tokens = tokens.saturating_mul(self.num_answers.get());
         let used = Usage { prompt_tokens: self.input_tokens(), generated_tokens, ..Usage::default() };
         let context_tokens = u64::from(self.prompt_tokens) + u64::from(self.max_output_tokens);
-        let whole = Amounts::of((self.model.as_deref(), self.num_answers), used, tariff);
+        let whole = Amounts::of(self.model.as_deref(), self.num_answers, used, tariff);
         Amounts { context_tokens, ..whole.in_class(self.class) }
     }
 }
@@ -152,7 +152,7 @@ impl Demand {
 }
 
 impl Amounts {
-    pub(super) fn of((model, answers): (Option<&str>, NonZeroU32), used: Usage, tariff: &Tariff) -> Self {
+    pub(super) fn of(model: Option<&str>, answers: NonZeroU32, used: Usage, tariff: &Tariff) -> Self {
         Self {
             requests: 1,
             input_tokens: used.prompt_tokens.into(),

@@ -71,8 +71,8 @@ impl Counter {
             Bound::Rate { per_minute, .. } => State::Rate(Gcra::new(per_minute)),
             Bound::Budget { amount, period, unit } => {
                 let (start, end) = source.calendar.window(period, now.wall);
-                let used = source.spent.used(scope, (unit, limit.model.as_deref()), (start, end));
-                State::Budget(Budget::new(amount, period, (source.calendar, now.wall), used))
+                let used = source.spent.used(scope, unit, limit.model.as_deref(), (start, end));
+                State::Budget(Budget::new(amount, period, source.calendar, now.wall, used))
             }
             Bound::ConcurrentRequests(_) if limit.model.is_none() && limit.is_enforced() => {
                 State::Held(Held { now: open, earlier: open })
@@ -140,7 +140,7 @@ impl Counter {
                     Motion::StandsStill => 0,
                 };
                 let of_others = budget.held_by_running().saturating_sub(own_that_runs);
-                let fit = budget.fit_without(of_others, (now, amount), terms.overrun);
+                let fit = budget.fit_without(of_others, now, amount, terms.overrun);
                 (fit == Fit::Now).then_some(ASK_AGAIN)
             }
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::amounts::Amounts;
-use super::pages::Pages;
+use super::pages::{Applicant, Asked, Pages};
 use super::{Ask, Ledger, Now, Refusal};
 use crate::gateway::account::{AccountPath, Caller};
 use crate::gateway::quota::{Limit, Percent, Unit, UnixSeconds};
@@ -56,21 +56,24 @@ impl Ledger {
     }
 
     /// What would keep this ask out now: a limit, or whoever waits in line before it. Nothing is taken and nothing counted.
-    pub fn would_refuse(&self, caller: &Arc<Caller>, ask: &Ask) -> Option<Refusal> {
+    #[cfg(test)]
+    pub(super) fn would_refuse(&self, caller: &Arc<Caller>, ask: &Ask) -> Option<Refusal> {
         self.would_overrun(caller, ask).err()
     }
 
-    /// The grants that this ask would be admitted beyond now; none where it is admitted as it asks.
+    /// The grants that this ask would be admitted beyond now; none where it is admitted as it asks. Nothing is taken and
+    /// nothing counted.
     pub fn would_overrun(&self, caller: &Arc<Caller>, ask: &Ask) -> Result<Vec<LimitState>, Refusal> {
         let (_, demand) = self.demand(caller, ask);
         let (overrun, model) = (self.books.parts.overrun, ask.model.as_deref());
         let mut pages = self.books.open();
         let now = self.books.now();
         let slots = pages.slots(&caller.account, now, self.books.counter_source());
-        match pages.in_turn((&caller.account, &slots), (&demand, model), None, (overrun, now)) {
+        let applicant = Applicant { account: &caller.account, slots: &slots, ticket: None };
+        match pages.in_turn(applicant, Asked { demand: &demand, model }, overrun, now) {
             Ok(fitting) if fitting.overrun == Percent::NONE => Ok(Vec::new()),
             Ok(fitting) => {
-                let states = states(&pages, (caller, &slots), (now, overrun));
+                let states = states(&pages, caller, &slots, now, overrun);
                 let binds = |limit: &Limit| limit.is_enforced() && limit.covers(model);
                 let lacks = |state: &LimitState| fitting.now.of_limit(&state.limit) > state.remaining;
                 let grants = states.filter(|state| state.overrun_remaining.is_some() && binds(&state.limit));
@@ -88,7 +91,7 @@ impl Ledger {
         let mut pages = self.books.open();
         let now = self.books.now();
         let slots = pages.slots(&caller.account, now, self.books.counter_source());
-        states(&pages, (caller, &slots), (now, self.books.parts.overrun)).collect()
+        states(&pages, caller, &slots, now, self.books.parts.overrun).collect()
     }
 
     /// The longest answer to one prompt that could ever fit the caller's limits. `None`: nothing limits it.
@@ -122,8 +125,10 @@ impl Ledger {
 
 fn states(
     pages: &Pages,
-    (caller, slots): (&Caller, &[usize]),
-    (now, overrun): (Now, Percent),
+    caller: &Caller,
+    slots: &[usize],
+    now: Now,
+    overrun: Percent,
 ) -> impl Iterator<Item = LimitState> {
     caller.account.nodes.iter().zip(slots).flat_map(move |(node, slot)| {
         pages.pages[*slot].standings(now, overrun).map(|standing| LimitState {

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::amounts::{Amounts, Demand};
+use super::amounts::Amounts;
+use super::counter::Terms;
 use super::holdings::CounterId;
+use super::pages::{Applicant, Asked};
 use super::{Ask, Books, Ledger, Now, Pages, Refusal, Reservation, Retry, Turn};
 use crate::gateway::account::{Account, AccountPath, Caller, Node};
 use crate::gateway::quota::Limit;
@@ -164,14 +166,9 @@ impl Line {
         self.waiting.is_empty()
     }
 
-    /// The first limit that somebody who came earlier waits for and that this ask would take from. `ticket`: of an ask that
-    /// waits already.
-    fn ahead(
-        &self,
-        account: &Account,
-        (demand, model): (&Demand, Option<&str>),
-        ticket: Option<Ticket>,
-    ) -> Option<Ahead> {
+    /// The first limit that somebody who came earlier waits for and that this ask would take from.
+    fn ahead(&self, applicant: Applicant<'_>, Asked { demand, model }: Asked<'_>) -> Option<Ahead> {
+        let Applicant { account, ticket, .. } = applicant;
         let earlier =
             || self.waiting.iter().take_while(move |waiting| ticket.is_none_or(|ticket| waiting.ticket < ticket));
         earlier().find_map(|first| {
@@ -214,17 +211,13 @@ impl Waiting {
 
 impl Pages {
     /// Whoever came earlier and waits for room that this ask would take: it fits once they have had what they ask.
-    pub(super) fn behind(
-        &self,
-        (account, slots): (&Account, &[usize]),
-        (demand, model): (&Demand, Option<&str>),
-        ticket: Option<Ticket>,
-        now: Now,
-    ) -> Option<Refusal> {
-        let Ahead { node, limit, amount } = self.line.ahead(account, (demand, model), ticket)?;
-        let Node { path, limits } = &account.nodes[node];
-        let share = demand.of_limit(&limits.limits()[limit])?;
-        Some(self.pages[slots[node]].refusal_behind(limit, path, (share, amount, demand.overrun), now))
+    pub(super) fn behind(&self, applicant: Applicant<'_>, asked: Asked<'_>, now: Now) -> Option<Refusal> {
+        let Ahead { node, limit, amount } = self.line.ahead(applicant, asked)?;
+        let Node { path, limits } = &applicant.account.nodes[node];
+        let share = asked.demand.of_limit(&limits.limits()[limit])?;
+        let page = &self.pages[applicant.slots[node]];
+        let terms = Terms { ahead: amount, ..page.terms(now, asked.demand.overrun) };
+        Some(page.refusal_behind(limit, path, share, terms))
     }
 
     /// `None`: the line is full. A limit on trial notes that it is.

@@ -117,7 +117,7 @@ impl Origins {
 impl Ledger {
     /// What the other gateway's reservation is billed in all, earlier requests of it and this one's use together, in
     /// microseconds.
-    pub fn billed_in_all(&self, origin: &PeerReservation, (model, answers): (&str, NonZeroU32), used: Usage) -> u64 {
+    pub fn billed_in_all(&self, origin: &PeerReservation, model: &str, answers: NonZeroU32, used: Usage) -> u64 {
         self.books.origins.in_all(origin, used, self.books.pricing(Some(model), answers))
     }
 }

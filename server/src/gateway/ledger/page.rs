@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::amounts::{Amounts, Demand, Share};
+use super::amounts::{Amounts, Share};
 use super::counter::{Counter, HeldIs, Terms};
 use super::holdings::{CounterId, Holdings};
+use super::pages::Asked;
 use super::{LedgerTotals, Now, Refusal, Retry, Spent};
 use crate::gateway::account::{AccountPath, Node};
 use crate::gateway::quota::{Bound, Calendar, Fit, Limit, Percent, Quota, UnixSeconds};
@@ -52,6 +53,14 @@ pub(super) struct Trial {
     pub(super) patience: Duration,
 }
 
+/// How far one of a page's limits, by its place, has room for what is asked of it.
+#[derive(Debug, Clone, Copy)]
+struct Verdict {
+    index: usize,
+    fit: Fit,
+    share: Share,
+}
+
 impl Page {
     pub(super) fn at(slot: usize) -> Self {
         Self { slot, ..Self::default() }
@@ -87,40 +96,34 @@ impl Page {
     pub(super) fn refusal(
         &self,
         scope: &AccountPath,
-        (demand, model): (&Demand, Option<&str>),
-        (now, held): (Now, HeldIs<'_>),
+        Asked { demand, model }: Asked<'_>,
+        now: Now,
+        held: HeldIs<'_>,
     ) -> Option<(Fit, Refusal)> {
         let terms = Terms { held, ..self.terms(now, demand.overrun) };
-        let mut worst: Option<(Fit, usize, Share)> = None;
+        let mut worst: Option<Verdict> = None;
         for (index, (limit, counter)) in self.counted().enumerate() {
             if !limit.is_enforced() || !limit.covers(model) {
                 continue;
             }
             let Some(share) = demand.of_limit(limit) else { continue };
             let fit = counter.fit(limit, share, terms);
-            if fit != Fit::Now && worst.is_none_or(|(earlier, ..)| fit > earlier) {
-                worst = Some((fit, index, share));
+            if fit != Fit::Now && worst.is_none_or(|earlier| fit > earlier.fit) {
+                worst = Some(Verdict { index, fit, share });
             }
         }
-        let (fit, index, share) = worst?;
-        Some((fit, self.describe(index, (fit, share), scope, now)))
+        let worst = worst?;
+        Some((worst.fit, self.describe(worst, scope, now)))
     }
 
-    /// The same of one limit, for whose room others wait who ask `ahead` of it.
-    pub(super) fn refusal_behind(
-        &self,
-        index: usize,
-        scope: &AccountPath,
-        (share, ahead, overrun): (Share, u64, Percent),
-        now: Now,
-    ) -> Refusal {
-        let limit = &self.limits.limits()[index];
-        let fit = self.counters[index].fit(limit, share, Terms { ahead, ..self.terms(now, overrun) });
-        self.describe(index, (fit, share), scope, now)
+    /// The same of one limit, for whose room others wait; `terms` say what they ask of it.
+    pub(super) fn refusal_behind(&self, index: usize, scope: &AccountPath, share: Share, terms: Terms<'_>) -> Refusal {
+        let fit = self.counters[index].fit(&self.limits.limits()[index], share, terms);
+        self.describe(Verdict { index, fit, share }, scope, terms.now)
     }
 
     /// What fits now fits after no time at all.
-    fn describe(&self, index: usize, (fit, share): (Fit, Share), scope: &AccountPath, now: Now) -> Refusal {
+    fn describe(&self, Verdict { index, fit, share }: Verdict, scope: &AccountPath, now: Now) -> Refusal {
         let retry = match fit {
             Fit::Now => Retry::After(Duration::ZERO),
             Fit::After(wait) => Retry::After(wait),
@@ -154,7 +157,7 @@ impl Page {
     /// held how long that takes, so there it counts as refused.
     pub(super) fn rehearse(
         &mut self,
-        (demand, model): (&Demand, Option<&str>),
+        Asked { demand, model }: Asked<'_>,
         Trial { overrun, patience }: Trial,
         now: Now,
         holdings: &mut Holdings,
@@ -179,7 +182,7 @@ impl Page {
     /// it takes nothing; a budget without room would have ended it.
     pub(super) fn rehearse_further(
         &mut self,
-        (demand, model): (&Demand, Option<&str>),
+        Asked { demand, model }: Asked<'_>,
         overrun: Percent,
         now: Now,
         holdings: &mut Holdings,
@@ -247,7 +250,7 @@ impl Page {
         self.limits.limits().iter().zip(&self.counters)
     }
 
-    fn terms(&self, now: Now, overrun: Percent) -> Terms<'static> {
+    pub(super) fn terms(&self, now: Now, overrun: Percent) -> Terms<'static> {
         Terms { now, mean_held: self.mean_held, overrun, ahead: 0, held: HeldIs::Used }
     }
 }

@@ -21,6 +21,22 @@ pub(super) struct Pages {
     pub(super) slots: HashMap<AccountPath, usize>,
 }
 
+/// Who asks for room. `slots`: the pages on the way from the account to the root.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Applicant<'a> {
+    pub(super) account: &'a Account,
+    pub(super) slots: &'a [usize],
+    /// Of one that waits in line already.
+    pub(super) ticket: Option<Ticket>,
+}
+
+/// What is asked of the limits that cover `model`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) demand: &'a Demand,
+    pub(super) model: Option<&'a str>,
+}
+
 impl Pages {
     /// The pages on the way from the account to the root, with the limits that they have today.
     pub(super) fn slots(&mut self, account: &Account, now: Now, source: CounterSource<'_>) -> Vec<usize> {
@@ -41,16 +57,17 @@ impl Pages {
     /// What a request would take to begin, if every limit on its path has room: as it asks, or beyond a grant.
     pub(super) fn fitting(
         &self,
-        path: (&Account, &[usize]),
-        (demand, model): (&Demand, Option<&str>),
-        (overrun, now): (Percent, Now),
+        applicant: Applicant<'_>,
+        asked: Asked<'_>,
+        overrun: Percent,
+        now: Now,
     ) -> Result<Demand, Refusal> {
-        let Some(refusal) = self.refusal(path, (demand, model), now) else { return Ok(*demand) };
+        let Some(refusal) = self.refusal(applicant, asked, now) else { return Ok(*asked.demand) };
         if refusal.retry != Retry::Spent || overrun == Percent::NONE {
             return Err(refusal);
         }
-        let beyond = demand.overrunning(overrun);
-        match self.refusal(path, (&beyond, model), now) {
+        let beyond = asked.demand.overrunning(overrun);
+        match self.refusal(applicant, Asked { demand: &beyond, ..asked }, now) {
             None => Ok(beyond),
             Some(further) if further.retry == Retry::Spent => Err(refusal),
             Some(further) => Err(further),
@@ -60,21 +77,21 @@ impl Pages {
     /// The same, if nobody who came earlier waits for room that this request would take.
     pub(super) fn in_turn(
         &self,
-        path: (&Account, &[usize]),
-        asked: (&Demand, Option<&str>),
-        ticket: Option<Ticket>,
-        (overrun, now): (Percent, Now),
+        applicant: Applicant<'_>,
+        asked: Asked<'_>,
+        overrun: Percent,
+        now: Now,
     ) -> Result<Demand, Refusal> {
-        let fitting = self.fitting(path, asked, (overrun, now));
-        let Some(behind) = self.behind(path, asked, ticket, now) else { return fitting };
+        let fitting = self.fitting(applicant, asked, overrun, now);
+        let Some(behind) = self.behind(applicant, asked, now) else { return fitting };
         // Waiting does not help against a limit that keeps it out for longer.
         Err(fitting.err().filter(|own| own.retry > behind.retry).unwrap_or(behind))
     }
 
     /// Takes of every limit what was seen to fit.
-    pub(super) fn admit(&mut self, slots: &[usize], (demand, model): (&Demand, Option<&str>), now: Now) -> Holdings {
+    pub(super) fn admit(&mut self, slots: &[usize], asked: Asked<'_>, now: Now) -> Holdings {
         let mut holdings = Holdings::default();
-        self.take(slots, (&demand.now, model), now, &mut holdings);
+        self.take(slots, asked, now, &mut holdings);
         slots.iter().for_each(|slot| self.pages[*slot].totals.take());
         self.totals.take();
         holdings
@@ -82,7 +99,8 @@ impl Pages {
 
     pub(super) fn rehearse(&mut self, taken: &mut Taken, model: Option<&str>, trial: Trial, now: Now) {
         let Taken { slots, demand, holdings, .. } = taken;
-        slots.iter().for_each(|slot| self.pages[*slot].rehearse((&*demand, model), trial, now, holdings));
+        let asked = Asked { demand, model };
+        slots.iter().for_each(|slot| self.pages[*slot].rehearse(asked, trial, now, holdings));
     }
 
     /// As if it had never been admitted.
@@ -104,14 +122,8 @@ impl Pages {
         }
     }
 
-    pub(super) fn take(
-        &mut self,
-        slots: &[usize],
-        (asked, model): (&Amounts, Option<&str>),
-        now: Now,
-        holdings: &mut Holdings,
-    ) {
-        slots.iter().for_each(|slot| self.pages[*slot].take(asked, model, now, holdings));
+    pub(super) fn take(&mut self, slots: &[usize], asked: Asked<'_>, now: Now, holdings: &mut Holdings) {
+        slots.iter().for_each(|slot| self.pages[*slot].take(&asked.demand.now, asked.model, now, holdings));
     }
 
     /// Whether others may wait for what a reservation holds.
@@ -121,25 +133,21 @@ impl Pages {
     }
 
     /// Of all limits on the path the one that keeps this ask out longest, if any does.
-    pub(super) fn refusal(
-        &self,
-        path: (&Account, &[usize]),
-        asked: (&Demand, Option<&str>),
-        now: Now,
-    ) -> Option<Refusal> {
-        self.refusal_if(path, asked, (now, HeldIs::Used))
+    pub(super) fn refusal(&self, applicant: Applicant<'_>, asked: Asked<'_>, now: Now) -> Option<Refusal> {
+        self.refusal_if(applicant, asked, now, HeldIs::Used)
     }
 
     /// The same, if what others hold is looked at so.
     pub(super) fn refusal_if(
         &self,
-        (account, slots): (&Account, &[usize]),
-        asked: (&Demand, Option<&str>),
-        now_and_held: (Now, HeldIs<'_>),
+        applicant: Applicant<'_>,
+        asked: Asked<'_>,
+        now: Now,
+        held: HeldIs<'_>,
     ) -> Option<Refusal> {
         let mut worst: Option<(Fit, Refusal)> = None;
-        for (node, slot) in account.nodes.iter().zip(slots) {
-            let found = self.pages[*slot].refusal(&node.path, asked, now_and_held);
+        for (node, slot) in applicant.account.nodes.iter().zip(applicant.slots) {
+            let found = self.pages[*slot].refusal(&node.path, asked, now, held);
             worst = found.into_iter().chain(worst).max_by_key(|(fit, _)| *fit);
         }
         worst.map(|(_, refusal)| refusal)

@@ -12,6 +12,7 @@ use super::amounts::{Amounts, Ask, Demand, Stage};
 use super::counter::{ASK_AGAIN, HeldIs};
 use super::holdings::{Holdings, Motion};
 use super::origins::PeerReservation;
+use super::pages::{Applicant, Asked};
 use super::{Books, Now, Refusal, Retry};
 use crate::gateway::account::{Account, Caller, ServiceClass};
 use crate::gateway::journal::{self, Counts, EntryEnd, EntryId, JournalUnavailable, Settlement, Told, ToldSoFar};
@@ -95,7 +96,7 @@ enum Exit {
 }
 
 impl Reservation {
-    pub(super) fn new(books: Arc<Books>, taken: Taken, ask: &Ask, (now, page): (Now, Option<journal::Page>)) -> Self {
+    pub(super) fn new(books: Arc<Books>, taken: Taken, ask: &Ask, now: Now, page: Option<journal::Page>) -> Self {
         let Taken { caller, slots, demand: Demand { now: held, overrun, .. }, first_part, holdings } = taken;
         let output = Output {
             prompt_tokens: ask.input_tokens(),
@@ -152,21 +153,23 @@ impl Reservation {
         let mut pages = books.open();
         let now = books.now();
         self.slots.iter().for_each(|slot| pages.pages[*slot].roll(now, &books.parts.calendar));
+        let applicant = Applicant { account, slots: &self.slots, ticket: None };
         let overrun = if self.class == ServiceClass::Batch { books.parts.overrun } else { Percent::NONE };
         let mut tokens = most;
         loop {
             let generated_tokens = self.output.reserved_tokens.saturating_add(num_answers.saturating_mul(tokens));
             let used = Usage { prompt_tokens: self.output.prompt_tokens, generated_tokens, ..Usage::default() };
-            let whole = Amounts::of((model, self.num_answers), used, &books.parts.tariff);
+            let whole = Amounts::of(model, self.num_answers, used, &books.parts.tariff);
             let more = whole.in_class(self.class).beyond(&self.held);
             let demand = Demand { now: more, stage: Stage::Further, overrun };
-            match pages.refusal((account, &self.slots), (&demand, model), now) {
+            let asked = Asked { demand: &demand, model };
+            match pages.refusal(applicant, asked, now) {
                 None => {
                     pages.set_motion(&self.slots, &mut self.holdings, Motion::Runs);
-                    pages.take(&self.slots, (&more, model), now, &mut self.holdings);
+                    pages.take(&self.slots, asked, now, &mut self.holdings);
                     for slot in &self.slots {
                         let page = &mut pages.pages[*slot];
-                        page.rehearse_further((&demand, model), books.parts.overrun, now, &mut self.holdings);
+                        page.rehearse_further(asked, books.parts.overrun, now, &mut self.holdings);
                     }
                     self.held = self.held.plus(&more);
                     self.output.reserved_tokens = generated_tokens;
@@ -175,9 +178,8 @@ impl Reservation {
                 }
                 Some(refusal) if !refusal.limit.is_rate() && tokens > 1 => tokens /= 2,
                 Some(refusal) => {
-                    let awaited = (now, HeldIs::Awaited(&self.holdings));
-                    let refusal =
-                        pages.refusal_if((account, &self.slots), (&demand, model), awaited).unwrap_or(refusal);
+                    let awaited = HeldIs::Awaited(&self.holdings);
+                    let refusal = pages.refusal_if(applicant, asked, now, awaited).unwrap_or(refusal);
                     let denied = self.denied(&refusal, now);
                     // It ends: whoever waits may have what it does not use.
                     if denied == Denied::Spent {
@@ -284,10 +286,12 @@ impl Reservation {
     }
 
     /// The same as dropping it, said aloud.
-    pub fn settle(self) {}
+    #[cfg(test)]
+    pub(super) fn settle(self) {}
 
     /// Records a last time and settles.
-    pub fn settle_as(mut self, used: Usage) {
+    #[cfg(test)]
+    pub(crate) fn settle_as(mut self, used: Usage) {
         self.record(used);
     }
 
@@ -314,7 +318,7 @@ impl Reservation {
     fn used_amounts(&self) -> Amounts {
         match self.exit {
             Exit::Settle => {
-                let ran = Amounts::of((self.model.as_deref(), self.num_answers), self.used, &self.books.parts.tariff);
+                let ran = Amounts::of(self.model.as_deref(), self.num_answers, self.used, &self.books.parts.tariff);
                 Amounts { requests: self.counts.requests(), ..ran }
             }
             Exit::Withdraw => Amounts::default(),

@@ -371,7 +371,7 @@ fn a_budget_remembers_what_was_spent_before_it_was_stated() {
     #[derive(Debug)]
     struct Forty;
     impl Spent for Forty {
-        fn used(&self, account: &AccountPath, _: (Unit, Option<&str>), _: (UnixSeconds, UnixSeconds)) -> u64 {
+        fn used(&self, account: &AccountPath, _: Unit, _: Option<&str>, _: (UnixSeconds, UnixSeconds)) -> u64 {
             if account.as_str() == "alice" { 40 } else { 0 }
         }
     }

@@ -23,7 +23,7 @@ pub struct Budget {
 
 impl Budget {
     /// With what was used since the start of the window that holds `now`.
-    pub fn new(amount: NonZeroU64, period: Period, (calendar, now): (&Calendar, UnixSeconds), used: u64) -> Self {
+    pub fn new(amount: NonZeroU64, period: Period, calendar: &Calendar, now: UnixSeconds, used: u64) -> Self {
         let (start, end) = calendar.window(period, now);
         Self { amount, period, start, end, used, held: 0, still: 0 }
     }
@@ -57,7 +57,7 @@ impl Budget {
     }
 
     /// The same, if so much of what is held were given back.
-    pub fn fit_without(&self, returned: u64, (now, amount): (UnixSeconds, u64), overrun: Percent) -> Fit {
+    pub fn fit_without(&self, returned: u64, now: UnixSeconds, amount: u64, overrun: Percent) -> Fit {
         Self { held: self.held.saturating_sub(returned), ..self.clone() }.fit(now, amount, overrun)
     }
 
@@ -145,7 +145,7 @@ mod tests {
 
     fn daily(amount: u64) -> (Budget, Calendar) {
         let calendar = Calendar::utc();
-        (Budget::new(n(amount), Period::Day, (&calendar, NOON), 0), calendar)
+        (Budget::new(n(amount), Period::Day, &calendar, NOON, 0), calendar)
     }
 
     #[test]
@@ -184,7 +184,7 @@ mod tests {
     fn a_grant_begins_ends_and_is_not_given_twice() {
         let calendar = Calendar::utc();
         let period = Period::Grant { from: UnixSeconds(100), until: UnixSeconds(200) };
-        let mut grant = Budget::new(n(10), period, (&calendar, UnixSeconds(50)), 0);
+        let mut grant = Budget::new(n(10), period, &calendar, UnixSeconds(50), 0);
         assert_eq!(grant.fit(UnixSeconds(50), 1, Percent::NONE), Fit::After(Duration::from_secs(50)));
         assert_eq!(grant.fit(UnixSeconds(100), 10, Percent::NONE), Fit::Now);
         grant.settle(0, 10);
@@ -218,7 +218,7 @@ mod tests {
     fn nothing_is_left_of_a_grant_before_it_begins_nor_after_it_is_over() {
         let calendar = Calendar::utc();
         let period = Period::Grant { from: UnixSeconds(100), until: UnixSeconds(200) };
-        let grant = Budget::new(n(10), period, (&calendar, UnixSeconds(50)), 0);
+        let grant = Budget::new(n(10), period, &calendar, UnixSeconds(50), 0);
         let left = [50, 99, 100, 199, 200].map(|now| grant.remaining(UnixSeconds(now)));
         assert_eq!(left, [0, 0, 10, 10, 0]);
         assert_eq!(grant.reset(UnixSeconds(50)), Duration::from_secs(50));
@@ -228,7 +228,7 @@ mod tests {
     fn only_a_grant_may_be_overrun_and_only_while_it_lasts() {
         let calendar = Calendar::utc();
         let grant = Period::Grant { from: UnixSeconds(0), until: UnixSeconds(86_400) };
-        let mut granted = Budget::new(n(100), grant, (&calendar, NOON), 100);
+        let mut granted = Budget::new(n(100), grant, &calendar, NOON, 100);
         let quarter = Percent(25);
         assert_eq!(granted.fit(NOON, 25, Percent::NONE), Fit::Spent);
         assert_eq!(granted.fit(NOON, 25, quarter), Fit::Now);

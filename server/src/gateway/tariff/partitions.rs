@@ -29,7 +29,7 @@ impl Hours {
     }
 
     /// These models run on a partition of this name, from now on and for good.
-    pub fn place(&self, (partition, factor): (&str, f64), models: impl IntoIterator<Item = String>) {
+    pub fn place(&self, partition: &str, factor: f64, models: impl IntoIterator<Item = String>) {
         let mut placed = self.placed.write().unwrap_or_else(PoisonError::into_inner);
         let hours = Arc::new(PartitionHours::new(Arc::clone(&self.clock), partition, factor));
         placed.by_model.extend(models.into_iter().map(|model| (model, Arc::clone(&hours))));
@@ -82,8 +82,8 @@ mod tests {
     fn of_two_partitions_each_adds_up_by_itself() {
         let clock = ManualClock::default();
         let hours = Hours::new(Arc::new(clock.clone()), "cpu", 1.0);
-        hours.place(("left", 1.0), ["a".to_owned(), "b".to_owned()]);
-        hours.place(("right", 0.5), ["c".to_owned()]);
+        hours.place("left", 1.0, ["a".to_owned(), "b".to_owned()]);
+        hours.place("right", 0.5, ["c".to_owned()]);
         clock.advance(Duration::from_secs(100));
         // Both at the same time: more than one process could compute.
         hours.of_model("a").computed(Duration::from_secs(80));
@@ -104,7 +104,7 @@ mod tests {
         let hours = Hours::new(Arc::new(ManualClock::default()), "cpu", 1.0);
         let names = || hours.rows().iter().map(|row| row.partition.clone()).collect::<Vec<_>>();
         assert_eq!(names(), ["cpu"]);
-        hours.place(("left", 1.0), ["a".to_owned()]);
+        hours.place("left", 1.0, ["a".to_owned()]);
         assert_eq!(names(), ["left"]);
         hours.billed("own", 1);
         assert_eq!(names(), ["cpu", "left"]);

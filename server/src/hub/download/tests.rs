@@ -303,9 +303,10 @@ fn a_repository_without_safetensors_is_refused_with_what_to_do() {
 
 #[test]
 fn a_hub_that_does_not_answer_is_replaced_by_a_complete_cache() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Bound, so that nobody else gets the port, and not listened on.
+    let closed = tokio::net::TcpSocket::new_v4().unwrap();
+    closed.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let endpoint = format!("http://{}", closed.local_addr().unwrap());
-    drop(closed);
     let cache = cache_with(&[("config.json", "{}"), ("tokenizer.json", "{}"), ("model.safetensors", "w")]);
     let online = options(cache.path(), Network::Allowed, Some(endpoint));
     assert_eq!(resolve(&hub_source("org/name"), &online).unwrap().commit.as_deref(), Some(COMMIT));

@@ -57,13 +57,13 @@ fn a_worker_that_is_sent_away_decides_nothing_about_those_that_come_after_it() {
     slot.release(&first);
     let refused = register(&slot, [("m", '1'), ("n", '3')]).expect_err("another checkpoint");
     assert!(matches!(&refused, NotRegistered::OtherCheckpoint(model) if model == "n"), "{refused}");
-    let slot = slot_that_knows(("n", '2'));
+    let slot = slot_that_knows("n", '2');
     register(&slot, [("m", '3'), ("n", '3')]).expect_err("another checkpoint");
     register(&slot, [("m", '1'), ("n", '2')]).expect("what `m` is was decided by nobody");
 }
 
 /// Of one of its models it knows the checkpoint.
-fn slot_that_knows((model, digit): (&str, char)) -> WorkerSlot {
+fn slot_that_knows(model: &str, digit: char) -> WorkerSlot {
     let digest = format!("sha256:{}", digit.to_string().repeat(64)).parse().expect("64 digits");
     slot().with_digests([(model.to_owned(), digest)])
 }

@@ -14,7 +14,7 @@ mod tests;
 pub(super) use events::{Violation, feed_events};
 pub(super) use figures::nanoseconds;
 pub(super) use generated::*;
-pub(super) use request::Ordered;
+pub(super) use request::{CallId, Ordered};
 
 /// Both ends speak the same, or not with each other.
 pub(super) const PROTOCOL: u32 = 2;

@@ -8,25 +8,28 @@ use passerelle_engine::{
 
 use super::{Bias, Class, Malformed, Sampling, Submission, Text, Word};
 
+/// How the gateway and a worker name a request or a text to each other. `call` is its own; `model` says which of the
+/// worker's models it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::workers) struct CallId {
+    pub(in crate::workers) call: u64,
+    pub(in crate::workers) model: u32,
+}
+
 /// A request as the worker's engine takes it, once its grammar is made anew.
 #[derive(Debug)]
 pub(in crate::workers) struct Ordered {
-    pub(in crate::workers) call: u64,
-    pub(in crate::workers) model: u32,
+    pub(in crate::workers) id: CallId,
     pub(in crate::workers) request: Request,
     pub(in crate::workers) grammar: Option<Vec<u8>>,
 }
 
 impl Submission {
     /// `granted_tokens`: of each choice, as of now.
-    pub(in crate::workers) fn of(
-        (call, model): (u64, u32),
-        request: Request,
-        (grammar, granted_tokens): (Option<Vec<u8>>, u32),
-    ) -> Self {
+    pub(in crate::workers) fn of(id: CallId, request: Request, grammar: Option<Vec<u8>>, granted_tokens: u32) -> Self {
         Self {
-            call,
-            model,
+            call: id.call,
+            model: id.model,
             request: request.id.0,
             prompt: request.prompt,
             sampling: Some(request.sampling.into()),
@@ -56,7 +59,7 @@ impl TryFrom<Submission> for Ordered {
             granted_tokens: Some(sent.granted_tokens),
             ..Request::new(RequestId(sent.request), sent.prompt, sampling)
         };
-        Ok(Self { call: sent.call, model: sent.model, request, grammar: sent.grammar })
+        Ok(Self { id: CallId { call: sent.call, model: sent.model }, request, grammar: sent.grammar })
     }
 }
 
@@ -110,7 +113,7 @@ impl TryFrom<Sampling> for SamplingParams {
 }
 
 impl Text {
-    pub(in crate::workers) fn of((call, model): (u64, u32), text: EncodeRequest) -> Self {
+    pub(in crate::workers) fn of(CallId { call, model }: CallId, text: EncodeRequest) -> Self {
         let second_text = text.second_text.map(|place| place as u64);
         Self { call, model, request: text.id.0, tokens: text.tokens, second_text, share_key: text.share_key.0 }
     }

@@ -8,8 +8,8 @@ use passerelle_engine::{
 use prost::Message;
 
 use super::{
-    Event, Failed, FromGateway, FromWorker, Heard, Hello, Malformed, Ordered, PROTOCOL, Report, Submission, Text,
-    feed_events, from_gateway, from_worker,
+    CallId, Event, Failed, FromGateway, FromWorker, Heard, Hello, Malformed, Ordered, PROTOCOL, Report, Submission,
+    Text, feed_events, from_gateway, from_worker,
 };
 use crate::workers::facts::{OfferedKind, OfferedModel, WorkerFacts};
 
@@ -79,13 +79,14 @@ fn facts() -> WorkerFacts {
 fn a_request_arrives_with_every_field() {
     for class in [Class::Interactive, Class::Standard, Class::Batch] {
         let request = Request { class, ..request() };
-        let submission = sent(&Submission::of((5, 1), request.clone(), (Some(vec![1, 2]), 16)));
-        let Ordered { call, model, request: arrived, grammar } = submission.try_into().expect("it makes sense");
-        assert_eq!((call, model, grammar), (5, 1, Some(vec![1, 2])));
+        let submission = sent(&Submission::of(CallId { call: 5, model: 1 }, request.clone(), Some(vec![1, 2]), 16));
+        let Ordered { id, request: arrived, grammar } = submission.try_into().expect("it makes sense");
+        assert_eq!((id, grammar), (CallId { call: 5, model: 1 }, Some(vec![1, 2])));
         assert_eq!(format!("{arrived:?}"), format!("{request:?}"));
     }
     let bare = Request::new(RequestId(0), Vec::new(), SamplingParams::default());
-    let arrived = Ordered::try_from(sent(&Submission::of((0, 0), bare.clone(), (None, u32::MAX)))).expect("sense");
+    let submission = sent(&Submission::of(CallId { call: 0, model: 0 }, bare.clone(), None, u32::MAX));
+    let arrived = Ordered::try_from(submission).expect("it makes sense");
     assert_eq!(format!("{:?}", arrived.request), format!("{:?}", Request { granted_tokens: Some(u32::MAX), ..bare }));
     assert_eq!(arrived.grammar, None);
 }
@@ -94,7 +95,8 @@ fn a_request_arrives_with_every_field() {
 fn a_text_arrives_with_every_field() {
     let whole = EncodeRequest { id: RequestId(9), tokens: vec![2, 0], second_text: Some(1), share_key: ShareKey(4) };
     for text in [whole.clone(), EncodeRequest { second_text: None, ..whole }] {
-        let arrived = EncodeRequest::try_from(sent(&Text::of((3, 2), text.clone()))).expect("it makes sense");
+        let arrived = EncodeRequest::try_from(sent(&Text::of(CallId { call: 3, model: 2 }, text.clone())))
+            .expect("it makes sense");
         assert_eq!(format!("{arrived:?}"), format!("{text:?}"));
     }
 }
@@ -190,7 +192,7 @@ fn every_failure_arrives_as_it_was_but_for_that_of_the_worker_itself() {
 
 #[test]
 fn what_makes_no_sense_is_named() {
-    let good = Submission::of((0, 0), request(), (None, 1));
+    let good = Submission::of(CallId { call: 0, model: 0 }, request(), None, 1);
     let problem = |broken: Submission| Ordered::try_from(broken).expect_err("it makes no sense").0;
     assert_eq!(problem(Submission { sampling: None, ..good.clone() }), "sampling");
     assert_eq!(problem(Submission { class: 9, ..good.clone() }), "class");
@@ -207,7 +209,7 @@ fn what_makes_no_sense_is_named() {
 /// Whatever bytes come in.
 #[test]
 fn hostile_messages_are_refused_and_never_panic() {
-    let submission = Submission::of((5, 1), request(), (Some(vec![1, 2]), 16));
+    let submission = Submission::of(CallId { call: 5, model: 1 }, request(), Some(vec![1, 2]), 16);
     let orders = super::Orders { submissions: vec![submission], ..Default::default() };
     let from_gateway = FromGateway { what: Some(from_gateway::What::Orders(orders)) }.encode_to_vec();
     let hello = FromWorker { what: Some(from_worker::What::Hello(Hello::from(&facts()))) }.encode_to_vec();

@@ -13,7 +13,6 @@ use passerelle::gateway::tariff::Hours;
 use passerelle::gateway::{Ledger, Replica, Router};
 use passerelle::metrics::Metrics;
 use passerelle::text::{GrammarCompiler, TextModel};
-use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{
     ComparisonConfig, ComparisonLane, ComparisonParts, EncoderConfig, EncoderEngine, EncoderHandle, EncoderParts,
     Engine, EngineParts, NullObserver, StepTurns,
@@ -60,7 +59,7 @@ impl EncoderServer {
 
     /// `lane` bounds every encoder's texts, queue and batches.
     pub(crate) async fn with(options: Options, lane: EncoderConfig) -> Self {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let clock = Arc::clone(&options.clock);
         let names = ALL.iter().copied().chain([MODEL]);
         let metrics =
             Arc::new(Metrics::new(&build_info(), names, Hours::new(Arc::clone(&clock), "test", 1.0)).unwrap());

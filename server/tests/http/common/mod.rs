@@ -114,8 +114,8 @@ impl Shadowed {
     }
 
     fn shadow(&self) -> Shadow {
-        let names = (self.alias.to_owned(), self.candidate.to_owned());
-        Shadow::new(names, self.share, self.account.parse().unwrap(), 7)
+        let account = self.account.parse().unwrap();
+        Shadow::new(self.alias.to_owned(), self.candidate.to_owned(), self.share, account, 7)
     }
 
     fn store(&self) -> Option<PairStore> {

@@ -57,6 +57,7 @@ async fn a_text_of_a_pair_that_is_too_long_is_named_by_the_field_and_the_place_t
         ("/rerank", json!({ "model": BERT, "query": long, "documents": ["a", "b"] }), "query"),
         ("/score", json!({ "model": BERT, "text_1": "a", "text_2": ["b", long] }), "text_2[1]"),
         ("/score", json!({ "model": BERT, "text_1": long, "text_2": "b" }), "text_1"),
+        ("/score", json!({ "model": BERT, "text_1": ["a", long], "text_2": ["b", "c"] }), "text_1[1]"),
     ] {
         let (code, param, message) = refused(&server.client(), path, body).await;
         assert_eq!((code.as_str(), param.as_deref()), ("context_length_exceeded", Some(named)), "{message}");

@@ -106,7 +106,8 @@ pub(super) unsafe fn weigh<P: Sixteen>(
     scores: &[f32; VISIT],
     scale: f32,
     keys: Range<usize>,
-    (max, sum): (&mut f32, &mut f32),
+    max: &mut f32,
+    sum: &mut f32,
 ) -> (Weights<P>, f32) {
     // SAFETY: as many lanes as a visit has keys; the caller has the instructions.
     unsafe {

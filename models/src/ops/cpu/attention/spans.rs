@@ -108,7 +108,7 @@ impl<E: Cached> Attention<'_, E> {
 
 impl<E: Cached> Split<'_, '_, E> {
     /// Of `chunk`'s K/V heads from that of `task` on.
-    fn sums(&self, (chunk, task): (RowChunk, usize), span: usize) -> HeadSums<'_> {
+    fn sums(&self, chunk: RowChunk, task: usize, span: usize) -> HeadSums<'_> {
         let first = (task * self.most_spans + span) * self.len;
         HeadSums::of(&self.numbers, first, self.len, self.attention.rows_of(chunk)).apart(self.most_spans * self.len)
     }
@@ -139,7 +139,7 @@ impl<E: Cached> Kernel for Apart<'_, '_, E> {
         let numbers = numbers.output();
         // SAFETY: passed on; the numbers live to the end of the task, and the sums belong to this span's task alone.
         unsafe {
-            let sums = self.0.sums((work.chunk, task), index);
+            let sums = self.0.sums(work.chunk, task, index);
             let mut states = attention.start::<I::Vector>(&work, numbers.part(0, states_len), sums);
             attention.attend_span::<I>(&mut states, &work, span);
         }
@@ -152,14 +152,14 @@ impl<E: Cached> Kernel for Together<'_, '_, E> {
         let attention = self.0.attention;
         let num_heads = attention.layer.num_kv_heads();
         let chunk = attention.plan.chunks()[task / num_heads];
-        let sums = |span| self.0.sums((chunk, task), span);
+        let sums = |span| self.0.sums(chunk, task, span);
         // SAFETY: passed on; the sums of a head's spans belong to this task alone, and those before have been set.
         unsafe {
             let mut total = sums(0).head(0);
             for span in 1..spans(attention.tiles(chunk)).count() {
                 total.add::<I::Vector>(&sums(span).head(0));
             }
-            attention.finish::<I::Vector>((chunk, task % num_heads), &total);
+            attention.finish::<I::Vector>(chunk, task % num_heads, &total);
         }
     }
 }

@@ -116,7 +116,7 @@ impl<E: Cached> Attention<'_, E> {
                 let panels = panels_together::<I>(num_rows, (padded - column) / KV_TILE);
                 let mut starts = [[std::ptr::null(); 2]; TILES_OF_VISIT];
                 for (start, tile) in starts.iter_mut().zip(tiles.clone()) {
-                    let next = self.values_of(self.ahead(visit, (tile, state.kv_head), tiles.len()));
+                    let next = self.values_of(self.ahead(visit, tile, state.kv_head, tiles.len()));
                     // In the order of its addresses, which is not that of its use where there are several passes.
                     let ahead = next.as_ptr().wrapping_add(column * KV_TILE);
                     let values = self.values_of((visit.tiles[tile], state.kv_head));

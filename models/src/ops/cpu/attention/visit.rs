@@ -104,7 +104,7 @@ impl<E: Cached> Attention<'_, E> {
     /// What to ask for while `tile` is read, one of `num_tiles` that are read together: its like [`HEADS_AHEAD`] heads
     /// later, which behind the last head is a first one's, so many tiles further.
     #[inline(always)]
-    pub(super) fn ahead(&self, visit: &Visit<'_>, (tile, kv_head): (usize, usize), num_tiles: usize) -> HeadTile {
+    pub(super) fn ahead(&self, visit: &Visit<'_>, tile: usize, kv_head: usize, num_tiles: usize) -> HeadTile {
         let num_heads = visit.kv_heads.len();
         let next = kv_head + HEADS_AHEAD.min(num_heads);
         if next < visit.kv_heads.end {
@@ -199,10 +199,10 @@ impl<E: Cached> Attention<'_, E> {
             let scores = &mut state.weights.as_chunks_mut::<VISIT>().0[row];
             // Beyond the tiles that the token sees there may be weights of the visit before, which are masked first of all.
             let scale = self.finish_scores(scores, visit, token, state.kv_head * group + index);
-            let sums = (&mut state.sums.max[row], &mut state.sums.sum[row]);
+            let (max, sum) = (&mut state.sums.max[row], &mut state.sums.sum[row]);
             // SAFETY: the token sees some of the scores; passed on.
             let factor = unsafe {
-                let (weights, factor) = weigh::<P>(scores, scale, keys.clone(), sums);
+                let (weights, factor) = weigh::<P>(scores, scale, keys.clone(), max, sum);
                 let places = scores.chunks_exact_mut(KV_TILE / E::ROWS_OF_STEP);
                 for ((to, weights), &tile) in places.zip(weights).zip(&visit.tiles) {
                     let values = self.values_of((tile, state.kv_head));
@@ -280,7 +280,7 @@ impl<E: Cached> Attention<'_, E> {
         ScoresAt { row, tile, in_turn }: ScoresAt,
     ) -> Scores<E, ROWS, TILES> {
         let head_dim = self.layer.head_dim();
-        let ahead_of = |index| self.ahead(visit, (tile + index, state.kv_head), in_turn);
+        let ahead_of = |index| self.ahead(visit, tile + index, state.kv_head, in_turn);
         Scores {
             queries: state.q[row * head_dim..].as_ptr().cast(),
             head_dim,

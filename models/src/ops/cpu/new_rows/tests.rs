@@ -1,7 +1,9 @@
 use candle_core::{DType, Device, Tensor};
 
-use crate::ops::{self, AttentionParams, AttentionPlan, Compute, Float, KernelSet, Matrix, QueryRows};
-use crate::ops::{LayerNormParams, Operand};
+use crate::ops::{
+    self, AttentionContext, AttentionParams, AttentionPlan, Compute, Float, KernelSet, Matrix, QueryRows,
+};
+use crate::ops::{LayerNormParams, Operand, RmsNormParams};
 use crate::selftest::numbers::Random;
 use crate::selftest::world::{Shape, World};
 
@@ -35,12 +37,13 @@ fn norms_that_are_handed_on_in_bf16_are_those_in_f32_rounded() {
             let mut random = Random((rows * width) as u64);
             let [x, residual] = [(); 2].map(|()| random.tensor(&[rows, width], Float::F32));
             let [weight, bias] = [(); 2].map(|()| random.tensor(&[width], Float::F32));
-            let (layer, rms) = (LayerNormParams { weight: &weight, bias: &bias, eps: EPS }, (&weight, EPS));
-            let (x, both, what) = (x.view(), (residual.view(), x.view()), format!("{compute:?} [{rows}, {width}]"));
+            let layer = LayerNormParams { weight: &weight, bias: &bias, eps: EPS };
+            let rms = RmsNormParams { weight: &weight, eps: EPS };
+            let (x, residual, what) = (x.view(), residual.view(), format!("{compute:?} [{rows}, {width}]"));
             check(&what, |form| ops::rms_normed(&compute, x, rms, form).unwrap());
             check(&what, |form| ops::layer_normed(&compute, x, layer, form).unwrap());
-            check(&what, |form| ops::rms_summed(&compute, both, rms, form).unwrap().1);
-            check(&what, |form| ops::layer_summed(&compute, both, layer, form).unwrap().1);
+            check(&what, |form| ops::rms_summed(&compute, residual, x, rms, form).unwrap().1);
+            check(&what, |form| ops::layer_summed(&compute, residual, x, layer, form).unwrap().1);
         }
     }
 }
@@ -60,7 +63,8 @@ fn what_is_attended_and_handed_on_in_bf16_is_that_in_f32_rounded() {
             let plan = AttentionPlan::new(input);
             let params = AttentionParams::causal(shape.scale());
             check(&format!("{compute:?} heads of {head_dim}"), |form| {
-                ops::attended(&compute, q.queries().unwrap(), &layer, (&plan, &params), form).unwrap()
+                let context = AttentionContext { layer: &layer, plan: &plan, params: &params };
+                ops::attended(&compute, q.queries().unwrap(), context, form).unwrap()
             });
         }
     }
@@ -71,7 +75,8 @@ fn rows_in_bf16_are_for_products_alone() {
     let compute = Compute::cpu_with_kernels(1, KernelSet::Portable).unwrap();
     let weight = Tensor::ones(64, DType::F32, &Device::Cpu).unwrap();
     let x = Tensor::ones((2, 64), DType::F32, &Device::Cpu).unwrap();
-    let normed = ops::rms_normed(&compute, x.view(), (&weight, EPS), Float::Bf16).unwrap();
-    let error = ops::rms_normed(&compute, normed.view(), (&weight, EPS), Float::F32).unwrap_err();
+    let params = RmsNormParams { weight: &weight, eps: EPS };
+    let normed = ops::rms_normed(&compute, x.view(), params, Float::Bf16).unwrap();
+    let error = ops::rms_normed(&compute, normed.view(), params, Float::F32).unwrap_err();
     assert!(error.to_string().contains("bf16"), "{error}");
 }

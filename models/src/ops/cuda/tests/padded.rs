@@ -144,7 +144,7 @@ fn a_padded_steps_cache_is_that_of_the_step() {
     let input = world().input.clone();
     let width = (shape.num_heads() + 2 * shape.num_kv_heads) * shape.head_dim;
     let qkv: Tensor = Random(6).tensor(&[12, width], Float::F32);
-    let cache = |words: &StepWords, rows: usize| stored(host, world(), (&qkv.narrow(0, 0, rows).unwrap(), words));
+    let cache = |words: &StepWords, rows: usize| stored(host, world(), &qkv.narrow(0, 0, rows).unwrap(), words);
     let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
     let padded = cache(&PaddedShape { rows: 12, most_keys: 512 }.words(&input), 12);
     let plain = cache(&StepWords::new(&AttentionPlan::new(&input)), ALONE.len());

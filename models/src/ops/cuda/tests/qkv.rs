@@ -85,7 +85,7 @@ fn queries_and_the_cache_equal_the_reference_for_every_flag() {
 }
 
 /// The cache of `world` after a step with `words`, of plain queries, keys and values.
-pub(super) fn stored(host: Host, mut world: World, (qkv, words): (&Tensor, &StepWords)) -> Vec<f32> {
+pub(super) fn stored(host: Host, mut world: World, qkv: &Tensor, words: &StepWords) -> Vec<f32> {
     let shape = world.shape;
     let layer = world.layer();
     let [mut k, mut v] = [Buffer::of(&layer.k, shape.cache), Buffer::of(&layer.v, shape.cache)];

@@ -122,7 +122,7 @@ pub(crate) async fn change_limit<D: AdminBackend>(
         (None, Some(RemovedLimit { limit, model, dry_run })) => {
             let name: LimitName = limit.parse().map_err(said)?;
             let enforcement = if dry_run { Enforcement::DryRun } else { Enforcement::Refuse };
-            changing(&backend, move || directory.remove_limit(&account, (name, model.as_deref()), enforcement)).await?;
+            changing(&backend, move || directory.remove_limit(&account, name, model.as_deref(), enforcement)).await?;
         }
         _ => return Err(said("Say either `set` or `remove`.".to_owned())),
     }

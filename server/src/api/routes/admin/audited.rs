@@ -25,7 +25,7 @@ pub(super) struct Audited {
 impl Audited {
     /// What cannot be written down is not begun. `subject`: what it is done to.
     pub(super) async fn begin(directory: Directory, act: &'static str, subject: &str) -> Result<Self, ApiError> {
-        Self::new(directory, (act, subject))
+        Self::new(directory, act, subject)
             .noted_by(|log, act, of| log.note(act, of, "asked").map(|()| Noted::Written))
             .await
     }
@@ -37,10 +37,10 @@ impl Audited {
         act: &'static str,
         subject: &str,
     ) -> Result<Self, ApiError> {
-        Self::new(directory, (act, subject)).noted_by(|log, act, of| log.note_when_it_can(act, of, "asked")).await
+        Self::new(directory, act, subject).noted_by(|log, act, of| log.note_when_it_can(act, of, "asked")).await
     }
 
-    fn new(directory: Directory, (act, subject): (&'static str, &str)) -> Self {
+    fn new(directory: Directory, act: &'static str, subject: &str) -> Self {
         Self { directory, act, subject: subject.to_owned(), noted: Noted::Written, is_over: false }
     }
 
@@ -83,13 +83,13 @@ impl Audited {
             Ok(said) => format!("done{said}"),
             Err(error) => format!("failed: {error}"),
         };
-        write_down(&self.directory, (self.act, &self.subject), &said);
+        write_down(&self.directory, self.act, &self.subject, &said);
         self.leave();
     }
 
     fn write(&self, how: String) -> JoinHandle<()> {
         let (directory, act, subject) = (self.directory.clone(), self.act, self.subject.clone());
-        spawn_blocking(move || write_down(&directory, (act, &subject), &how))
+        spawn_blocking(move || write_down(&directory, act, &subject, &how))
     }
 
     fn leave(mut self) {
@@ -98,7 +98,7 @@ impl Audited {
 }
 
 /// It happened, whether that can be written down or not.
-fn write_down(directory: &Directory, (act, subject): (&'static str, &str), how: &str) {
+fn write_down(directory: &Directory, act: &'static str, subject: &str, how: &str) {
     if let Err(error) = directory.note_when_it_can(act, subject, how) {
         tracing::error!(%error, "what came of an administrative act is missing in the audit log");
     }

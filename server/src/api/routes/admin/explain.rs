@@ -64,7 +64,7 @@ pub(super) async fn explain<D: AdminBackend>(State(backend): State<D>, request: 
         Ok(grants) => (grants, None),
         Err(refusal) => (Vec::new(), Some(refusal)),
     };
-    let bars = Bar::all(&backend, &asked, (&model, &ask));
+    let bars = Bar::all(&backend, &asked, &model, &ask);
     let mut barred: Vec<Value> = bars.iter().filter_map(Bar::refusal).collect();
     if barred.is_empty() && !model.is_empty() && backend.server().is_some() {
         let unpriced = ledger.can_price(&asked, &ask).err();

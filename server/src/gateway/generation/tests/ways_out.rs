@@ -26,7 +26,7 @@ async fn an_answer_that_is_preempted_pays_for_each_token_once() {
     let gate = StepGate::default();
     let config = EngineConfig { num_kv_blocks: 8, ..EngineConfig::default() };
     let limit = Limit::concurrent_requests(NonZeroU64::new(2).unwrap());
-    let bench = bench_of(stub().with_gate(gate.clone()), config, (limit, Tariff::free()));
+    let bench = bench_of(stub().with_gate(gate.clone()), config, limit, Tariff::free());
     // Six blocks each.
     let (mut first, mut second) = (bench.start(19).unwrap(), bench.start_after(&OTHER_PROMPT, 19));
     gate.open();
@@ -108,7 +108,7 @@ async fn an_answer_that_cannot_be_written_down_is_free() {
     let (_thread, journal) = journal::tests::start(&disk);
     let budget = Limit::of(a_day(Unit::OutputTokens, NonZeroU64::new(1_000).unwrap()));
     let config = EngineConfig { num_kv_blocks: 64, ..EngineConfig::default() };
-    let bench = bench_on(stub(), config, (budget, Tariff::free(), Some(journal)));
+    let bench = bench_on(stub(), config, budget, Tariff::free(), Some(journal));
     *disk.is_full.lock().unwrap() = true;
     let mut generation = bench.start(4).unwrap();
     assert!(generation.next().await.is_none() && generation.is_unwritten());
@@ -126,7 +126,7 @@ async fn every_way_out_leaves_an_entry_that_adds_up_to_what_the_engine_counted_a
     let failing = stub().greedy(&OTHER_PROMPT, 5)[3];
     let config = EngineConfig { num_kv_blocks: 256, ..EngineConfig::default() };
     let model = stub().with_mishap(failing, Mishap::Error);
-    let bench = bench_on(model, config, (limit, Tariff::free(), Some(journal.clone())));
+    let bench = bench_on(model, config, limit, Tariff::free(), Some(journal.clone()));
     let proofs = async |checked: u64| {
         while journal.state().proofs.checked < checked {
             tokio::task::yield_now().await;
@@ -162,7 +162,7 @@ async fn cached_tokens_are_a_class_of_their_own_at_settlement() {
     const PROMPT: [u32; 13] = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9];
     let limit = Limit::of(a_day(Unit::GpuMicros, NonZeroU64::new(1_000_000).unwrap()));
     let tariff = Tariff::new("1", [("stub".to_owned(), Price::flat(1_000_000, 1_000, 10_000_000))]);
-    let bench = bench_of(stub(), EngineConfig { num_kv_blocks: 64, ..EngineConfig::default() }, (limit, tariff));
+    let bench = bench_of(stub(), EngineConfig { num_kv_blocks: 64, ..EngineConfig::default() }, limit, tariff);
     let mut billed = Vec::new();
     for _ in 0..2 {
         let before = bench.remaining();

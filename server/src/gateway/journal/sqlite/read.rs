@@ -149,7 +149,8 @@ impl Spent for UsageReader {
     fn used(
         &self,
         account: &AccountPath,
-        (unit, model): (Unit, Option<&str>),
+        unit: Unit,
+        model: Option<&str>,
         (start, end): (UnixSeconds, UnixSeconds),
     ) -> u64 {
         let column = match unit {
@@ -168,7 +169,7 @@ impl Spent for UsageReader {
         let sum = |connection: &Connection| {
             let of_slots = params![account, slot, end, model];
             let used: u64 = connection.prepare_cached(&query)?.query_row(of_slots, |row| row.get(0))?;
-            Ok(used.saturating_sub(settled_between(connection, column, (account, model), slot..start)?))
+            Ok(used.saturating_sub(settled_between(connection, column, account, model, slot..start)?))
         };
         sum(&connection).unwrap_or_else(|error: rusqlite::Error| {
             tracing::error!(%error, account = account.as_str(), "what was used cannot be read: its budgets are closed");
@@ -181,7 +182,8 @@ impl Spent for UsageReader {
 fn settled_between(
     connection: &Connection,
     column: &str,
-    (account, model): (&AccountPath, Option<&str>),
+    account: &AccountPath,
+    model: Option<&str>,
     part: Range<UnixSeconds>,
 ) -> rusqlite::Result<u64> {
     /// By how much an entry may be numbered before one that was settled earlier.

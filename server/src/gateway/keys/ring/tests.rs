@@ -166,7 +166,7 @@ fn a_key_that_expired_and_a_secret_that_was_rotated_out_do_not_come_back_with_a_
     assert_eq!(bench.ask_on(after, expiring.reveal()), Err(AuthError::Expired));
     assert_eq!(bench.ask_on(after, former.reveal()), Err(AuthError::Unknown));
     let info = bench.directory.find_key("alice").unwrap();
-    let still = |today| bench.ring.caller(("acme", info.id.as_str()), today).is_some();
+    let still = |today| bench.ring.caller("acme", info.id.as_str(), today).is_some();
     assert_eq!([before, after].map(still), [true, false]);
 }
 

@@ -19,7 +19,7 @@ pub(super) enum Bar {
 
 impl Bar {
     /// Every one, in the order in which a request meets them. An empty name is no model's.
-    pub(super) fn all(backend: &impl AdminBackend, caller: &Caller, (model, ask): (&str, &Ask)) -> Vec<Self> {
+    pub(super) fn all(backend: &impl AdminBackend, caller: &Caller, model: &str, ask: &Ask) -> Vec<Self> {
         let of_key = of_scopes(caller);
         let of_model = if model.is_empty() {
             unnamed(caller)
