@@ -81,7 +81,9 @@ impl Tokenizer {
         // A damaged file can trip an assertion in the library; it must cost this model, not the process.
         let hf = catch_unwind(AssertUnwindSafe(|| Hf::from_bytes(bytes)))
             .map_err(|_| fault(no_tokenizer(bytes, "damaged: the tokenizers library panicked on it")))?
-            .map_err(|error| fault(no_tokenizer(bytes, &format!("not a tokenizer of the tokenizers library: {error}"))))?;
+            .map_err(|error| {
+                fault(no_tokenizer(bytes, &format!("not a tokenizer of the tokenizers library: {error}")))
+            })?;
         bounds::check(&hf).map_err(fault)?;
         Self::from_hf(hf).map_err(|error| fault(error.to_string()))
     }

@@ -1,5 +1,6 @@
 //! The ledger outlives the process: the real binary is killed in the middle of streams, and started again.
 
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::thread;
@@ -45,18 +46,21 @@ fn tokens_until_the_end(address: &str, key: &str, heard: impl Fn(usize)) -> u64 
 fn kill_once(state: &State, key: &str, seen: usize) {
     let before = entries(state).len();
     let served = Served::start(state, &[]);
+    let killed = Cell::new(false);
     let received: Vec<u64> = thread::scope(|scope| {
         let stream = || scope.spawn(|| tokens_until_the_end(&served.address, key, |_| ()));
         let streams: Vec<_> = (0..STREAMS).map(|_| stream()).collect();
         let kill_at = |event: usize| {
             if event == seen {
                 served.signal("KILL");
+                killed.set(true);
             }
         };
         // Read to its end like the others: what came until the kill is billed.
         let further = tokens_until_the_end(&served.address, key, kill_at);
         streams.into_iter().map(|stream| stream.join().unwrap()).chain([further]).collect()
     });
+    assert!(killed.get(), "the stream ended before its event {seen}: received {received:?}");
     drop(served);
     // The next start settles what was left open; ending it well adds nothing.
     let mut restarted = Served::start(state, &[]);

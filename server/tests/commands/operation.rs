@@ -148,7 +148,7 @@ fn a_drain_that_cuts_nothing_off_warns_of_nothing() {
     let state = State::new();
     let file = state.path().join("p.toml");
     fs::write(&file, "[server]\ndrain_timeout = \"0s\"\n").expect("the folder is writable");
-    for (num_streams, warnings) in [(0, 0), (1, 1)] {
+    for (num_streams, warnings) in [(0, 0), (16, 1)] {
         let options = ["--config", file.to_str().expect("a plain path")];
         let mut served = Served::start_logging(&state, &options, "warn");
         let streams = long_streams(&served, num_streams);

@@ -137,7 +137,7 @@ fn a_worker_that_is_killed_takes_its_streams_alone_with_it_and_another_takes_its
     let (spared, struck) = (spared.wait_for_events(3), struck.wait_for_events(3));
     signal(left[0], "KILL");
     let unready_after = wait_until("the replica is unready", || !is_ready(&served));
-    assert!(unready_after < Duration::from_secs(1), "{unready_after:?}");
+    assert!(unready_after < Duration::from_secs(5), "{unready_after:?}");
     let struck = struck.text();
     assert!(struck.contains("\"code\":\"worker_lost\""), "{struck}");
     assert!(!struck.contains("\"finish_reason\":\"length\""), "{struck}");
