@@ -11,6 +11,9 @@
 //! A row alone is bound by memory, so its product, and its attention to the keys and values before it, are held against the
 //! measured read bandwidth. Many rows are bound by arithmetic, so theirs is given in operations per second, beside those of
 //! multiply-adds alone. Each figure is the best of several runs.
+//!
+//! The C library gives a cache memory that was in use before, in small pages, unless `MALLOC_MMAP_THRESHOLD_=1048576` tells it not
+//! to; the server has huge ones.
 
 #![expect(clippy::print_stdout, reason = "the table is the purpose")]
 

@@ -31,6 +31,13 @@ pub(super) trait Instructions: Sized {
     /// ([`super::block_formats::Format::NARROW_ROWS_THAT_WAIT`]).
     const INTEGER_SUMS: usize;
 
+    /// Whether attention to bf16 that waits for memory asks for whole tiles in the second-level cache, rather than for a line with
+    /// each step in the first-level one.
+    #[inline(always)]
+    fn asks_for_whole_tiles() -> bool {
+        false
+    }
+
     /// Adds to each of `sums` the products of its pair of bf16 lanes in `x` and `w`, as [`bf16_pairs::add_products`] says.
     ///
     /// # Safety

@@ -11,7 +11,7 @@ use super::Attention;
 use super::heads::ChunkState;
 use super::paired::Cached;
 use super::pieces::Values;
-use super::visit::{TILES_OF_VISIT, VISIT, Visit};
+use super::visit::{TILES_OF_VISIT, VISIT, Visit, ask_for};
 use crate::kv_cache::KV_TILE;
 
 /// Values that are added to rows, whole steps of them.
@@ -117,10 +117,14 @@ impl<E: Cached> Attention<'_, E> {
                 let mut starts = [[std::ptr::null(); 2]; TILES_OF_VISIT];
                 for (start, tile) in starts.iter_mut().zip(tiles.clone()) {
                     let next = self.values_of(self.ahead(visit, tile, state.kv_head, tiles.len()));
+                    let values = &self.values_of((visit.tiles[tile], state.kv_head))[keys.start * padded + column..];
+                    let asks_at_once = self.asks_at_once::<I>(visit);
+                    if asks_at_once && column == 0 && first == rows.start {
+                        ask_for::<I::Panel, E>(next);
+                    }
                     // In the order of its addresses, which is not that of its use where there are several passes.
-                    let ahead = next.as_ptr().wrapping_add(column * KV_TILE);
-                    let values = self.values_of((visit.tiles[tile], state.kv_head));
-                    *start = [values[keys.start * padded + column..].as_ptr(), ahead];
+                    let ahead = if asks_at_once { values } else { &next[column * KV_TILE..] };
+                    *start = [values.as_ptr(), ahead.as_ptr()];
                 }
                 let tiles = &starts[..tiles.len()];
                 let weights = state.weights[first * VISIT + first_step..].as_ptr().cast();

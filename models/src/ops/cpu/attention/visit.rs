@@ -5,6 +5,8 @@
 use std::ops::Range;
 
 use super::super::instructions::Instructions;
+use super::super::lanes::Lanes;
+use super::super::row_stride::CACHE_LINE;
 use super::super::tile::{panels_together, with_panels, with_rows};
 use super::super::vector::Sixteen;
 use super::Attention;
@@ -74,6 +76,14 @@ struct ScoresAt {
     in_turn: usize,
 }
 
+/// All lines of a tile, in the second-level cache.
+#[inline(always)]
+pub(super) fn ask_for<L: Lanes, E>(tile: &[E]) {
+    for line in tile.chunks(CACHE_LINE / size_of::<E>()) {
+        L::prefetch_to_second_level(line.as_ptr());
+    }
+}
+
 impl<E: Cached> Attention<'_, E> {
     #[inline(always)]
     pub(super) fn tile_at(&self, table: &[BlockId], position: usize) -> TileIndex {
@@ -99,6 +109,13 @@ impl<E: Cached> Attention<'_, E> {
         let tile = first + kv_head * (self.layer.block_size() / KV_TILE);
         let len = KV_TILE * width + E::SCALES_LEN;
         &all[tile * len..][..len]
+    }
+
+    /// Whether all of a tile is asked for when another is begun with: where several heads wait for memory, and have no bytes to
+    /// widen meanwhile.
+    #[inline(always)]
+    pub(super) fn asks_at_once<I: Instructions>(&self, visit: &Visit<'_>) -> bool {
+        size_of::<E>() == 2 && visit.kv_heads.len() > 1 && I::asks_for_whole_tiles()
     }
 
     /// What to ask for while `tile` is read, one of `num_tiles` that are read together: its like [`HEADS_AHEAD`] heads
@@ -169,6 +186,9 @@ impl<E: Cached> Attention<'_, E> {
         if I::TILE_SUMS == I::TILE_ROWS {
             let hiding = panels_together::<I>(self.group, TILES_OF_VISIT);
             return [if hiding > 1 { hiding } else { TILES_OF_VISIT }; 2];
+        }
+        if self.asks_at_once::<I>(visit) {
+            return [1; 2];
         }
         let panels = self.layer.padded_head_dim() / KV_TILE;
         let is_one_pass = panels_together::<I>(self.group, panels) == panels;
@@ -259,12 +279,17 @@ impl<E: Cached> Attention<'_, E> {
             let mut tile = seen.start;
             while tile < seen.end {
                 let together = panels_together::<I>(num_rows, seen.end - tile);
+                if self.asks_at_once::<I>(visit) && first == rows.start {
+                    for tile in tile..tile + together {
+                        ask_for::<I::Panel, E>(self.keys_of(self.ahead(visit, tile, state.kv_head, tiles.len())));
+                    }
+                }
                 let place = ScoresAt { row: first, tile, in_turn: tiles.len() };
                 // SAFETY: as many rows of `head_dim` queries and of scores, those of a visit's tiles, of which there
                 // are so many from here on; a tile is `head_dim` by `KV_TILE`.
                 unsafe {
                     with_rows!(num_rows, I::TILE_ROWS, ROWS => with_panels!(I, ROWS, together, [4 2], TILES => {
-                        I::apart(self.scores_of::<ROWS, TILES>(state, visit, place));
+                        I::apart(self.scores_of::<I, ROWS, TILES>(state, visit, place));
                     }));
                 }
                 tile += together;
@@ -273,19 +298,21 @@ impl<E: Cached> Attention<'_, E> {
     }
 
     #[inline(always)]
-    fn scores_of<const ROWS: usize, const TILES: usize>(
+    fn scores_of<I: Instructions, const ROWS: usize, const TILES: usize>(
         &self,
         state: &mut ChunkState<'_>,
         visit: &Visit<'_>,
         ScoresAt { row, tile, in_turn }: ScoresAt,
     ) -> Scores<E, ROWS, TILES> {
         let head_dim = self.layer.head_dim();
-        let ahead_of = |index| self.ahead(visit, tile + index, state.kv_head, in_turn);
+        let keys = std::array::from_fn(|index| self.keys_of((visit.tiles[tile + index], state.kv_head)).as_ptr());
+        let ahead_of = |index| self.keys_of(self.ahead(visit, tile + index, state.kv_head, in_turn)).as_ptr();
         Scores {
             queries: state.q[row * head_dim..].as_ptr().cast(),
             head_dim,
-            keys: std::array::from_fn(|index| self.keys_of((visit.tiles[tile + index], state.kv_head)).as_ptr()),
-            ahead: std::array::from_fn(|index| self.keys_of(ahead_of(index)).as_ptr()),
+            keys,
+            // Where they were asked for before, what each step asks for is at hand.
+            ahead: if self.asks_at_once::<I>(visit) { keys } else { std::array::from_fn(ahead_of) },
             to: state.weights[row * VISIT + tile * KV_TILE..].as_mut_ptr(),
         }
     }
