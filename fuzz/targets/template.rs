@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use passerelle::text::{ChatPrompt, ChatTemplate, PromptEnd};
+use passerelle::text::{ChatTemplate, PromptEnd, TemplateInput};
 use serde_json::{Map, json};
 
 fuzz_target!(|source: &str| {
@@ -19,7 +19,8 @@ fuzz_target!(|source: &str| {
     ];
     for end in [PromptEnd::GenerationPrompt, PromptEnd::AsIs, PromptEnd::ContinueFinalMessage] {
         let (variables, now) = (Map::new(), Duration::from_secs(1_767_225_600));
-        let prompt = ChatPrompt { messages: &messages, tools: None, documents: None, end, variables: &variables, now };
+        let prompt =
+            TemplateInput { messages: &messages, tools: None, documents: None, end, variables: &variables, now };
         let _ = template.render(&prompt);
     }
 });
