@@ -326,7 +326,7 @@ fn a_token_of_several_heads_gives_the_bits_of_the_whole() {
     for format in KvFormat::ALL {
         for (num_kv_heads, group, head_dim, block_size) in SHAPES {
             let world = World::new(shape(num_kv_heads, group, head_dim, block_size, format), &[83]);
-            for compute in fast() {
+            for compute in fast().into_iter().flat_map(|compute| [compute.clone().with_bf16_products(), compute]) {
                 let mut cache = world.cache();
                 let whole = world.step(&compute, &mut cache, &[(0, 0..83)]);
                 for token in [64, 79, 82] {

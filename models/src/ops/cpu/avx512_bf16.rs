@@ -36,7 +36,9 @@ impl Instructions for Avx512Bf16 {
         }
     }
 
-    // What Zen 4 is faster with, whose first-level cache has 32 KB; Zen 5, with 48, is not. AVX-VNNI tells them apart.
+    // On Zen 4 lines come sooner if the processor reads ahead by itself than if they are asked for one by one; on Zen 5 it is the
+    // other way round (loadtests/results: 2026-12-01-zen-4-whole-tiles, 2026-11-30-heads-in-memory-order). AVX-VNNI, which
+    // Zen 4 lacks, stands for not being one.
     #[inline(always)]
     fn asks_for_whole_tiles() -> bool {
         !is_x86_feature_detected!("avxvnni")

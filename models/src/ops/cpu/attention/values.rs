@@ -122,7 +122,8 @@ impl<E: Cached> Attention<'_, E> {
                     if asks_at_once && column == 0 && first == rows.start {
                         ask_for::<I::Panel, E>(next);
                     }
-                    // In the order of its addresses, which is not that of its use where there are several passes.
+                    // In the order of its addresses, which is not that of its use where there are several passes. Where all of
+                    // it was asked for at once, what each step asks for is at hand.
                     let ahead = if asks_at_once { values } else { &next[column * KV_TILE..] };
                     *start = [values.as_ptr(), ahead.as_ptr()];
                 }

@@ -24,8 +24,8 @@ pub(super) const TILES_OF_VISIT: usize = 4;
 /// Their keys.
 pub(super) const VISIT: usize = TILES_OF_VISIT * KV_TILE;
 
-/// How many heads ahead of its use a tile is asked for, where a visit has as many: far enough for memory to answer. Of
-/// one tile each the first-level cache holds them beside what is at work.
+/// How many heads ahead of its use a tile is asked for, where a visit has as many: far enough for memory to answer, and of
+/// one tile each still in the cache that they are asked into.
 const HEADS_AHEAD: usize = 3;
 
 /// Which tile of the caches, of the layer's first head.
@@ -111,11 +111,10 @@ impl<E: Cached> Attention<'_, E> {
         &all[tile * len..][..len]
     }
 
-    /// Whether all of a tile is asked for when another is begun with: where several heads wait for memory, and have no bytes to
-    /// widen meanwhile.
+    /// Whether all of a tile is asked for when another is begun with: where several heads wait for memory.
     #[inline(always)]
     pub(super) fn asks_at_once<I: Instructions>(&self, visit: &Visit<'_>) -> bool {
-        size_of::<E>() == 2 && visit.kv_heads.len() > 1 && I::asks_for_whole_tiles()
+        visit.kv_heads.len() > 1 && I::asks_for_whole_tiles()
     }
 
     /// What to ask for while `tile` is read, one of `num_tiles` that are read together: its like [`HEADS_AHEAD`] heads
@@ -178,7 +177,8 @@ impl<E: Cached> Attention<'_, E> {
     /// the next head's, in blocks of one tile, and one stream is what memory is fastest with, though several tiles hide more
     /// of the multiply-add's latency. With few registers, as few tiles as hide it are read in turn. Where products take longer
     /// than memory (rows that fill the registers with one tile, or bytes to widen), and for values that take several passes
-    /// of wide registers, with their sums' way to the cache and back for each, several take less time.
+    /// of wide registers, with their sums' way to the cache and back for each, several take less time. Not where whole tiles are
+    /// asked for: the sums' way is short beside memory's answers, which come in the order of its addresses then.
     fn tiles_in_turn<I: Instructions>(&self, visit: &Visit<'_>) -> [usize; 2] {
         if visit.kv_heads.len() == 1 || size_of::<E>() == 1 {
             return [TILES_OF_VISIT; 2];
@@ -280,9 +280,7 @@ impl<E: Cached> Attention<'_, E> {
             while tile < seen.end {
                 let together = panels_together::<I>(num_rows, seen.end - tile);
                 if self.asks_at_once::<I>(visit) && first == rows.start {
-                    for tile in tile..tile + together {
-                        ask_for::<I::Panel, E>(self.keys_of(self.ahead(visit, tile, state.kv_head, tiles.len())));
-                    }
+                    ask_for::<I::Panel, E>(self.keys_of(self.ahead(visit, tile, state.kv_head, tiles.len())));
                 }
                 let place = ScoresAt { row: first, tile, in_turn: tiles.len() };
                 // SAFETY: as many rows of `head_dim` queries and of scores, those of a visit's tiles, of which there
