@@ -48,6 +48,13 @@ impl PromptMeter {
         self.state.metrics().upstream_tried(model, upstream, "broke_off");
     }
 
+    /// An upstream said more than it was asked for, and was cut off.
+    pub(crate) fn ran_on(&self, replica: &Replica) {
+        let (model, upstream) = (replica.model(), replica.as_upstream().map_or("", UpstreamSide::name));
+        tracing::warn!(upstream, model, "an upstream goes on past the max_tokens it was sent: the answer was cut off");
+        self.state.metrics().upstream_tried(model, upstream, "ran_on");
+    }
+
     /// `used`: what was settled.
     pub(crate) fn ended(&self, used: Usage) {
         let took = self.state.clock().now().saturating_sub(self.arrived);

@@ -54,11 +54,17 @@ pub(crate) struct ChoiceReader {
     /// Counts an answer whose upstream does not.
     text: Option<Arc<TextModel>>,
     generated: u32,
+    /// Of answer so far, as it is kept.
+    num_bytes: u64,
     told: Option<Usage>,
     end: Option<AnswerEnd>,
     /// Characters of answer so far.
     offset: usize,
 }
+
+/// More than those of any text; a single token may have as many as are spared.
+const BYTES_OF_TOKEN: u64 = 64;
+const BYTES_TO_SPARE: u64 = 64 * 1024;
 
 /// How long the prompt is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,13 +133,25 @@ impl RelayedChoice {
 
     fn take(&mut self, chunk: Chunk) {
         self.reader.count(&chunk);
-        self.pending.extend(chunk.pieces);
         if let Some(relay) = &mut self.relay {
             relay.record(self.reader.used());
             if let Some(told) = chunk.told {
                 relay.told(told);
             }
         }
+        if self.reader.runs_on() {
+            self.cut_off();
+        } else {
+            self.pending.extend(chunk.pieces);
+        }
+    }
+
+    /// It is not listened to any longer, and what it said last is nobody's.
+    fn cut_off(&mut self) {
+        if let Some(relay) = &self.relay {
+            self.meter.ran_on(relay.replica());
+        }
+        self.end(self.reader.end.unwrap_or(AnswerEnd::Length));
     }
 
     /// The upstream says nothing more.
@@ -141,12 +159,19 @@ impl RelayedChoice {
         let Some(reason) = self.reader.end else {
             return Err(self.blame(&Failure::Broke("the answer ended too early".to_owned())));
         };
+        if let Some(relay) = &self.relay {
+            relay.praise();
+        }
+        self.end(reason);
+        Ok(())
+    }
+
+    fn end(&mut self, reason: AnswerEnd) {
         let end = match reason {
             AnswerEnd::Length | AnswerEnd::Quota => EntryEnd::Length,
             AnswerEnd::Stop | AnswerEnd::ToolCalls | AnswerEnd::ContentFilter => EntryEnd::Stop,
         };
         if let Some(relay) = &mut self.relay {
-            relay.praise();
             relay.end(end);
         }
         self.is_over = true;
@@ -154,7 +179,6 @@ impl RelayedChoice {
             self.settle();
         }
         self.pending.push_back(Delta::Finished(reason));
-        Ok(())
     }
 
     fn blame(&mut self, failure: &Failure) -> ApiError {
@@ -199,7 +223,7 @@ impl Drop for RelayedChoice {
 
 impl ChoiceReader {
     pub(crate) fn new(kind: AnswerKind, prompt: PromptCount, max_tokens: u32, text: Option<Arc<TextModel>>) -> Self {
-        Self { kind, prompt, max_tokens, text, generated: 0, told: None, end: None, offset: 0 }
+        Self { kind, prompt, max_tokens, text, generated: 0, num_bytes: 0, told: None, end: None, offset: 0 }
     }
 
     pub(crate) fn read(&self, data: &str) -> Result<Chunk, Failure> {
@@ -221,10 +245,18 @@ impl ChoiceReader {
                 Delta::Prompt(_) | Delta::Finished(_) => continue,
             };
             self.offset += text.chars().count();
+            self.num_bytes += text.len() as u64;
             self.generated = self.generated.saturating_add(self.tokens_of(text));
         }
         self.end = chunk.end.or(self.end);
         self.told = chunk.usage.or(self.told);
+    }
+
+    /// Whether it goes on past all that it can have been asked for. Not exactly: pieces are tokenised apart from one another
+    /// here, and one that nobody here can tokenise is a token, however long.
+    fn runs_on(&self) -> bool {
+        let asked = u64::from(self.max_tokens);
+        u64::from(self.generated) > 2 * asked + 64 || self.num_bytes > BYTES_OF_TOKEN * asked + BYTES_TO_SPARE
     }
 
     /// A piece is a token at least; a tokenizer sees where it is more.
@@ -290,5 +322,20 @@ mod tests {
     fn an_answer_that_broke_off_is_counted_here() {
         assert_eq!(used(PromptCount::Estimated { about: 100, at_most: 400 }, &[piece(), piece()]), (100, 0, 2));
         assert_eq!(used(PromptCount::Exact(8), &vec![piece(); 50]), (8, 0, 10));
+    }
+
+    #[test]
+    fn an_answer_runs_on_that_is_longer_than_pieces_of_what_was_asked_for_can_make_it() {
+        let runs_on = |max_tokens, words: usize, bytes: usize| {
+            let mut reader = ChoiceReader::new(AnswerKind::Chat, PromptCount::Exact(8), max_tokens, None);
+            let piece = json!({"choices": [{"delta": {"content": "x".repeat(bytes)}}]}).to_string();
+            for _ in 0..words {
+                reader.count(&reader.read(&piece).unwrap());
+            }
+            reader.runs_on()
+        };
+        assert!(!runs_on(10, 84, 4) && runs_on(10, 85, 4), "pieces");
+        assert!(!runs_on(10, 2, 33_088) && runs_on(10, 2, 33_089), "bytes of pieces that nobody here can tokenise");
+        assert!(!runs_on(u32::MAX, 1_000, 4));
     }
 }

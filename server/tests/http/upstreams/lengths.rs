@@ -2,10 +2,11 @@
 
 use passerelle::gateway::Limit;
 use serde_json::json;
+use tokio::time::timeout;
 
-use super::script::{Act, Scripted};
-use super::{REMOTE, chat, gateway, replica, serve};
-use crate::common::{Options, Server, limit};
+use super::script::{Act, Scripted, chat_piece};
+use super::{REMOTE, chat, gateway, replica, serve, settled};
+use crate::common::{Options, PATIENCE, Server, limit};
 
 #[tokio::test]
 async fn an_answer_that_is_too_long_is_told_without_a_length_for_a_prompt_that_nobody_counted() {
@@ -79,4 +80,21 @@ async fn a_list_of_prompts_for_an_upstream_that_can_never_fit_is_a_400() {
         assert_eq!(reply.param().as_deref(), Some("prompt"));
     }
     assert!(upstream.asked().is_empty());
+}
+
+/// It never ends by itself. The last thing it says is the first that is too much, so that it hears of the end in its silence.
+#[tokio::test]
+async fn an_upstream_that_goes_on_past_what_it_was_asked_for_is_cut_off() {
+    let upstream = Scripted::always(Act::SayAndWait(vec![chat_piece("word "); 2 * 5 + 64 + 1])).await;
+    let server = gateway(&[upstream.address]).await;
+    let events = server.client().stream("/v1/chat/completions", &chat(json!({"max_tokens": 5, "stream": true}))).await;
+    let events = events.events().await;
+    assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "length");
+    timeout(PATIENCE, upstream.until_left(1)).await.expect("the connection closes");
+    assert_eq!(settled(&server).await.generated_tokens, 5);
+
+    let reply = server.client().post("/v1/chat/completions", &chat(json!({"max_tokens": 5}))).await;
+    assert_eq!((reply.status, &reply.json()["choices"][0]["finish_reason"]), (200, &json!("length")));
+    timeout(PATIENCE, upstream.until_left(2)).await.expect("the connection closes");
+    assert_eq!(settled(&server).await.generated_tokens, 10);
 }
