@@ -93,7 +93,7 @@ pub(crate) use engines::kv_demand;
 pub(crate) use gateway_address::GatewayAddress;
 pub(crate) use hashes::KeptHashes;
 use kept_costs::KeptCosts;
-pub(crate) use ledger::on_the_shelf;
+pub(crate) use ledger::{calendar, on_the_shelf};
 pub(crate) use memory::{FREE_MEMORY_PART, KV_CACHE_MEMORY, free_memory, kv_budget, share_kv_memory, step_bytes};
 pub(crate) use models::{
     LoadContext, Loaded, find_files, find_sources, held_as, is_quantised, load, load_options, wanted_of,
@@ -291,7 +291,7 @@ struct StartedModels {
 fn started_models(config: &Config, clock: &Arc<dyn Clock>) -> Result<StartedModels> {
     metrics::set_clock_beside();
     let compute = devices::compute_of_gateway(config)?;
-    if compute.device().is_cpu() && config.models.iter().any(|model| model.partition.is_none()) {
+    if compute.device().is_cpu() {
         memory::check_stated(config, memory::machine_memory())?;
     }
     let config = &Config { engine: sized_for(&config.engine, &compute), ..config.clone() };

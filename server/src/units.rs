@@ -84,23 +84,24 @@ impl fmt::Display for ByteSize {
 
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Written { like: "a size in quotes, like \"512MiB\"", read: str::parse::<Self> })
+        deserializer
+            .deserialize_str(TextVisitor { like: "a size in quotes, like \"512MiB\"", read: str::parse::<Self> })
     }
 }
 
 impl<'de> Deserialize<'de> for Period {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Written { like: "a period in quotes, like \"30s\"", read: str::parse::<Self> })
+        deserializer.deserialize_str(TextVisitor { like: "a period in quotes, like \"30s\"", read: str::parse::<Self> })
     }
 }
 
 /// A text that is read as what it says; `like` tells whoever wrote something else.
-pub(crate) struct Written<T> {
+pub(crate) struct TextVisitor<T> {
     pub(crate) like: &'static str,
     pub(crate) read: fn(&str) -> Result<T, String>,
 }
 
-impl<T> Visitor<'_> for Written<T> {
+impl<T> Visitor<'_> for TextVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

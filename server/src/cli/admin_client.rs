@@ -27,7 +27,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-use crate::serve::{ADMIN_SOCKET, default_limits, on_the_shelf, owners};
+use crate::serve::{ADMIN_SOCKET, calendar, default_limits, on_the_shelf, owners};
 
 /// The whole of a large ledger's accounts or audit log.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
@@ -82,7 +82,7 @@ impl AdminClient {
     /// `model`: the one that will be asked about, whose price is derived where nobody publishes one.
     pub(super) fn open(config: &Config, none: NoLedger, model: Option<&str>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let calendar = Calendar::in_zone(&config.ledger.time_zone).context("ledger.time_zone")?;
+        let calendar = calendar(&config.ledger).map_err(|error| config.located(error))?;
         let socket = config.server.data_dir.join(ADMIN_SOCKET);
         let way = match is_answered(&socket)? {
             true => Way::Server(socket),

@@ -91,7 +91,7 @@ fn check_names(models: &[ModelConfig]) -> Result<(), ConfigError> {
 
 /// `./runs/step-900/` is `step-900`, `org/model@main` is `model`, `model.gguf` is `model`. Only a hub id has a revision:
 /// in a path, `@` is part of the name.
-fn default_name(source: &str) -> &str {
+pub(super) fn default_name(source: &str) -> &str {
     let is_path = source.starts_with(['.', '/']) || source.ends_with('/');
     let last = source.trim_end_matches('/').rsplit('/').next().unwrap_or(source);
     let last = if is_path { last } else { last.split_once('@').map_or(last, |(id, _)| id) };

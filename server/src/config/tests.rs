@@ -141,6 +141,10 @@ fn one_of_several_models_and_what_is_found_wrong_later_are_told_with_their_lines
     assert_eq!(said, format!("{}1: {why}", place(6)));
     let config = check(&text, "models = [{ source = \"./y\" }]").expect("valid");
     assert_eq!(config.place_of_source(&config.models[0]), None, "the command line names it");
+    let twice = "[[models]]\nsource = \"./x\"\n[[models]]\nsource = \"./x\"\nname = \"b\"\n";
+    let config = check(twice, "").expect("valid");
+    let places = [0, 1].map(|number: usize| config.place_of_source(&config.models[number]));
+    assert_eq!(places, [2, 4].map(|line| Some(format!("{}1", place(line)))), "one source under two names");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::line_and_column;
+use super::models::default_name;
 use super::{ConfigError, ModelConfig, Written, WrittenModel};
 
 #[derive(Debug, Clone, PartialEq)]
@@ -46,7 +47,8 @@ impl WrittenFile {
     /// Where the source of a model stands, as `FILE:LINE:COLUMN`; `None` where the file names no such model.
     pub(super) fn place_of_source(&self, model: &ModelConfig) -> Option<String> {
         let is_it = |written: &WrittenModel| {
-            written.source == model.source && written.name.as_ref().is_none_or(|name| *name == model.name)
+            let name = written.name.as_deref().unwrap_or_else(|| default_name(&written.source));
+            written.source == model.source && name == model.name
         };
         let number = self.written.models.as_ref()?.iter().position(is_it)?;
         let start = start_of(&self.text, &format!("models[{number}].source"))?;

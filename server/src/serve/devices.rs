@@ -57,7 +57,7 @@ pub(super) fn compute_of_gateway(config: &Config) -> Result<Compute> {
 }
 
 /// Whether any model may be loaded into this process; comparisons are between those that are.
-fn runs_models(config: &Config) -> bool {
+pub(super) fn runs_models(config: &Config) -> bool {
     config.server.models_dir.is_some() || config.models.iter().any(|model| model.partition.is_none())
 }
 

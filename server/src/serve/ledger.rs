@@ -151,7 +151,7 @@ pub(super) fn reserve_whole(config: &LedgerConfig) -> Result<Vec<AccountPath>> {
     config.reserve_whole.iter().map(named).collect()
 }
 
-pub(super) fn calendar(config: &LedgerConfig) -> Result<Calendar, ConfigError> {
+pub(crate) fn calendar(config: &LedgerConfig) -> Result<Calendar, ConfigError> {
     let calendar = Calendar::in_zone(&config.time_zone);
     calendar.map_err(|error| ConfigError::value("ledger.time_zone", error.to_string()))
 }

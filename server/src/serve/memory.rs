@@ -37,12 +37,12 @@ pub(crate) fn kv_budget(stated: Option<ByteSize>, compute: &Compute) -> ByteSize
     stated_or_of_device(stated, compute).unwrap_or_else(|| ByteSize(free_memory().0 / FREE_MEMORY_PART))
 }
 
-/// Errors where the KV cache may take more than all that this machine has, which no other start could find either.
-/// `machine`: see [`machine_memory`].
+/// Errors where the KV cache of the models in the gateway's own process, on the CPU, may take more than all that this
+/// machine has, which no other start could find either. `machine`: see [`machine_memory`].
 pub(super) fn check_stated(config: &Config, machine: Option<ByteSize>) -> Result<(), ConfigError> {
     let stated = config.engine.kv_cache_memory;
     let (Some(taken), Some(all)) = (stated, machine) else { return Ok(()) };
-    if taken <= all {
+    if taken <= all || config.models.iter().all(|model| model.partition.is_some()) {
         return Ok(());
     }
     let most = all.0 >> 20;
@@ -102,14 +102,19 @@ mod tests {
 
     #[test]
     fn a_cache_that_is_larger_than_all_memory_is_refused_with_the_largest_that_is_not() {
-        let written = toml::from_str("[engine]\nkv_cache_memory = \"3GiB\"\n").expect("it is well formed");
         let environment = Environment { home: Some("/home/nobody".into()), ..Environment::default() };
-        let config = Config::check(written, &environment).expect("it is valid");
+        let with = |models: &str| {
+            let written = format!("[engine]\nkv_cache_memory = \"3GiB\"\n{models}");
+            Config::check(toml::from_str(&written).expect("it is well formed"), &environment).expect("it is valid")
+        };
+        let config = with("");
         for machine in [None, Some(ByteSize(3 << 30))] {
             check_stated(&config, machine).expect("it may be there");
         }
         let said = check_stated(&config, Some(ByteSize((3 << 30) - 1))).expect_err("it is not there").to_string();
         assert!(said.starts_with(KV_CACHE_MEMORY) && said.ends_with("state at most 3071MiB"), "{said}");
+        let elsewhere = "[[partitions]]\nname = \"a\"\n[[models]]\nsource = \"demo\"\npartition = \"a\"\n";
+        check_stated(&with(elsewhere), Some(ByteSize(1))).expect("no model here takes it");
     }
 
     #[test]

@@ -87,7 +87,7 @@ pub(crate) fn load_all(config: &Config, context: LoadContext<'_>) -> Result<Vec<
     // All of them first: where one is not what was signed, nothing is loaded.
     let inspector = Inspector::new(config)?;
     let here = || config.models.iter().filter(|model| model.partition.is_none());
-    here().try_for_each(|model| inspector.inspect(model, context.hashes))?;
+    here().try_for_each(|model| of_source(config, model, inspector.inspect(model, context.hashes)))?;
     here().map(|model| of_source(config, model, load_any(model, context))).collect()
 }
 

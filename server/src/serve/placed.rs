@@ -60,7 +60,7 @@ impl Placed {
         }) {
             let id = ReplicaId(first_id + placed.models.len() as u32);
             // What it proves is told to `hashes`, so that the digest is of what was signed.
-            inspector.inspect(model, hashes)?;
+            models::of_source(config, model, inspector.inspect(model, hashes))?;
             let read = PlacedModel::read((config, partition, model), (factory, hashes), id)
                 .with_context(|| format!("model `{}` on partition `{}`", model.name, partition.name));
             placed.models.push(models::of_source(config, model, read)?);

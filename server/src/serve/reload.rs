@@ -14,13 +14,16 @@ use passerelle::gateway::directory::Snapshot;
 use passerelle::gateway::quota::UnixSeconds;
 use passerelle::gateway::tariff::Price;
 use passerelle::gateway::{AccountPath, Administration, Alias, RetryBounds, Router, Shadow, Shelf, Tariff};
+use passerelle::placement::{Device, DeviceChoice};
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 
 use super::bounds::api_config;
+use super::devices;
 use super::door;
 use super::engines;
 use super::ledger as ledgers;
+use super::memory;
 use super::placed::kind_of_device;
 use super::tariff::{self as tariffs, StartPrices};
 use super::trusted::Inspector;
@@ -128,7 +131,7 @@ impl Reloading {
 
     fn reload(&mut self, again: &ReadAgain) -> Result<Reloaded> {
         let new = again()?;
-        check_for_restart(&new)?;
+        self.check_for_restart(&new)?;
         let proof_after_restart = new.server.tls.as_ref().map(super::load_tls).transpose()?;
         let after_restart = self.tariff_after_restart(&new)?;
         let ring = self.state.authenticator().ring();
@@ -163,6 +166,30 @@ impl Reloading {
         // Whoever asks for this has looked at the server.
         reloaded.note(self.state.ledger().accept_clock(), "the wall clock, which had leapt, is believed");
         Ok(reloaded)
+    }
+
+    /// What comes into force with a restart only, and would keep the server from starting then. But for the processors of
+    /// partitions: the system tells a thread where it may run itself, which need no longer be where a start may.
+    fn check_for_restart(&self, config: &Config) -> Result<()> {
+        api_config(config, BrowserGuard::Off)?;
+        ledgers::reserve_whole(&config.ledger)?;
+        Inspector::new(config)?;
+        if self.is_on_cpu_after_restart(config) {
+            memory::check_stated(config, memory::machine_memory())?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is known that models in this process would run on the CPU. Devices are not looked for again: `auto` finds
+    /// what it found, if it was asked at the start.
+    fn is_on_cpu_after_restart(&self, config: &Config) -> bool {
+        match &config.engine.device {
+            DeviceChoice::Named(device) => *device == Device::Cpu,
+            DeviceChoice::Auto => {
+                let was_asked = self.config.engine.device == DeviceChoice::Auto && devices::runs_models(&self.config);
+                was_asked && self.prices.device == "cpu"
+            }
+        }
     }
 
     /// Of models that only upstreams have, and that nobody was billed for before. A published tariff is read at the start
@@ -205,14 +232,6 @@ pub(super) fn check_names(config: &Config, served: &[&str], here: &[String]) -> 
     targets
         .and_then(|()| config::check_candidates(&config.shadow.aliases, here))
         .map_err(|error| config.located(error).into())
-}
-
-/// What comes into force with a restart only, and would keep the server from starting then.
-fn check_for_restart(config: &Config) -> Result<()> {
-    api_config(config, BrowserGuard::Off)?;
-    ledgers::reserve_whole(&config.ledger)?;
-    Inspector::new(config)?;
-    Ok(())
 }
 
 /// A panic is a refusal like another, so that the next order finds somebody.

@@ -232,7 +232,9 @@ fn a_configuration_that_is_read_again_drops_no_stream_and_a_wrong_one_changes_no
     let too_early = ("[ledger]\ntariff = \"later.toml\"\n", "tariff 1 begins on 2999-01-01 only");
     let no_account = ("[ledger]\nreserve_whole = [\"a b\"]\n", "ledger.reserve_whole: `a b`");
     let neither = ("[api]\nshared_prefixes = [\"a b\"]\n", "api.shared_prefixes: `a b`");
-    for (wrong, why) in [not_served, no_zone, too_early, no_account, neither] {
+    let too_large =
+        ("[engine]\ndevice = \"cpu\"\nkv_cache_memory = \"900TiB\"\n", "p.toml:9:1: engine.kv_cache_memory");
+    for (wrong, why) in [not_served, no_zone, too_early, no_account, neither, too_large] {
         write_configuration(&state, wrong);
         let refused = reload();
         let said = String::from_utf8_lossy(&refused.stderr);
@@ -338,6 +340,17 @@ fn the_time_zone_of_windows_and_the_instant_at_which_they_end_are_in_the_answers
     let refused = binary::open_as(&served.address, "/v1/completions", &too_long, key.trim()).whole();
     let refused: serde_json::Value = serde_json::from_str(refused.text()).expect("JSON");
     assert_eq!(&refused["error"]["limit"]["window_end"], resets_at, "{refused}");
+}
+
+#[test]
+fn a_time_zone_that_is_none_is_told_with_its_line_by_the_commands_too() {
+    let state = State::new();
+    let file = write_configuration(&state, "[ledger]\ntime_zone = \"Atlantis\"\n");
+    let command = ["account", "list", "--config", file.to_str().expect("a plain path")];
+    let refused = state.command(&command).output().expect("it runs");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("p.toml:8:1: ledger.time_zone: 'Atlantis' is no time zone"), "{said}");
 }
 
 #[test]

@@ -218,18 +218,21 @@ fn partitions_and_tokenizers_of_upstreams_are_refused_too_before_anything_listen
     let upstream =
         format!("{model}[[upstreams]]\nmodel = \"far\"\nurl = \"http://127.0.0.1:9\"\ntokenizer = {elsewhere:?}\n");
     change(&copy);
-    for (config, why) in [(placed, "model.safetensors: is not what the manifest says"), (upstream, "is not signed")] {
-        if why == "is not signed" {
-            fs::remove_dir_all(&copy).expect("it is there");
-            run(&state, &["import", &demo()]);
-            run(&state, &["sign", "--key", "lab", "final"]);
-        }
+    let refusal_of = |config: &str| {
         let file = state.path().join("config.toml");
         fs::write(&file, config).expect("the folder is writable");
         let file = file.to_str().expect("a plain path");
-        let said = refusal(&state, &["serve", "--listen", "127.0.0.1:0", "--config", file, "--trust", "lab.pub"]);
-        assert!(said.contains(why), "{said}");
+        refusal(&state, &["serve", "--listen", "127.0.0.1:0", "--config", file, "--trust", "lab.pub"])
+    };
+    for (config, place) in [(&model, "config.toml:3:1: model `m`: "), (&placed, "config.toml:7:1: model `m`: ")] {
+        let said = refusal_of(config);
+        assert!(said.contains(place) && said.contains("model.safetensors: is not what the manifest says"), "{said}");
     }
+    fs::remove_dir_all(&copy).expect("it is there");
+    run(&state, &["import", &demo()]);
+    run(&state, &["sign", "--key", "lab", "final"]);
+    let said = refusal_of(&upstream);
+    assert!(said.contains("is not signed"), "{said}");
 }
 
 #[test]

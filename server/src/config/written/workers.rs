@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::config::{ByteSize, Period, WorkerPlace};
 use crate::placement::Device;
-use crate::units::Written;
+use crate::units::TextVisitor;
 
 /// A device or a part of one. One worker process serves it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -58,5 +58,5 @@ fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAd
         text.parse::<SocketAddr>()
             .map_err(|_| format!("`{text}` is not an address; write ADDR:PORT (127.0.0.1:9443, [::1]:9443)"))
     };
-    deserializer.deserialize_str(Written { like: "an address, like \"127.0.0.1:9443\"", read }).map(Some)
+    deserializer.deserialize_str(TextVisitor { like: "an address, like \"127.0.0.1:9443\"", read }).map(Some)
 }

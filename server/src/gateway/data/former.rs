@@ -30,8 +30,13 @@ struct FormerKey {
     digest: KeyDigest,
 }
 
-pub(super) const FILE: &str = "keys.json";
+const FILE: &str = "keys.json";
 const FORMER_FORMAT: u32 = 1;
+
+/// Whether there is something to take in.
+pub(super) fn is_there(directory: &Path) -> bool {
+    directory.join(FILE).exists()
+}
 
 /// Does nothing where no such file is. The file is kept under another name.
 pub(super) fn take_in(connection: &mut Connection, directory: &Path) -> Result<(), DataError> {

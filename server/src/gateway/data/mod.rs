@@ -1,7 +1,7 @@
 //! The data directory: one SQLite file, `passerelle.db`, readable by its owner only.
 //!
-//! The file carries a format version. A newer program keeps a copy of the file before it changes the format; an older
-//! one refuses. What stands where:
+//! The file carries a format version. A newer program keeps a copy of the file before it changes the format, and does not
+//! change it under a server that runs; an older one refuses. What stands where:
 //!
 //! | table | since | written by |
 //! | --- | --- | --- |
@@ -80,16 +80,21 @@ const DATABASE: &str = "passerelle.db";
 /// What was committed and is not in the database yet, and its index.
 const LOG: &str = "passerelle.db-wal";
 const LOG_INDEX: &str = "passerelle.db-shm";
-/// Whoever serves holds it.
+/// Whoever serves holds it, and for a moment whoever changes the format.
 const LOCK: &str = "serving.lock";
 
 impl DataDir {
-    /// Makes the directory and the database if there are none, and brings an older format up to date.
+    /// Makes the directory and the database if there are none, and brings an older format up to date: not while a server
+    /// runs on it, which may be the older program.
     pub fn open(path: &Path) -> Result<Self, DataError> {
         make_folder(path)?;
         let directory = Self::of(path);
         let mut connection = directory.connect()?;
-        schema::bring_up_to_date(&mut connection, &directory.database())?;
+        let database = directory.database();
+        // Only then: who holds the lock may open what is up to date.
+        let is_due = schema::is_former(&connection, &database)? || former::is_there(path);
+        let _nobody_serves = is_due.then(|| directory.lock_for_serving()).transpose()?;
+        schema::bring_up_to_date(&mut connection, &database)?;
         former::take_in(&mut connection, &directory.path)?;
         Ok(directory)
     }
@@ -115,7 +120,7 @@ impl DataDir {
 
     /// Whether something is kept there, by this program or by one before the database.
     pub fn is_at(path: &Path) -> bool {
-        [DATABASE, former::FILE].iter().any(|file| path.join(file).exists())
+        path.join(DATABASE).exists() || former::is_there(path)
     }
 
     /// For a server: two of them would settle each other's open reservations and run each other's batches. Released

@@ -128,6 +128,12 @@ const ASKERS: &str = "
 
 pub(super) const FORMAT: u32 = STEPS.len() as u32;
 
+/// Whether state is kept there in a format before this program's.
+pub(super) fn is_former(connection: &Connection, path: &Path) -> Result<bool, DataError> {
+    let found = version(connection).map_err(|error| DataError::Sql { path: path.to_owned(), error })?;
+    Ok((1..FORMAT).contains(&found))
+}
+
 /// Takes the steps that are missing, all or none, after a copy of the file was kept.
 pub(super) fn bring_up_to_date(connection: &mut Connection, path: &Path) -> Result<(), DataError> {
     let sql = |error| DataError::Sql { path: path.to_owned(), error };

@@ -12,6 +12,18 @@ fn set_version(directory: &DataDir, version: u32) {
     directory.connect().unwrap().pragma_update(None, "user_version", version).unwrap();
 }
 
+fn version(directory: &DataDir) -> u32 {
+    directory.connect().unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+}
+
+/// A database as an earlier program made it.
+fn database_of_format(format: u32, folder: &Path) -> Connection {
+    let connection = Connection::open(folder.join(DATABASE)).unwrap();
+    schema::STEPS[..format as usize].iter().for_each(|step| connection.execute_batch(step).unwrap());
+    connection.pragma_update(None, "user_version", format).unwrap();
+    connection
+}
+
 #[test]
 fn only_the_owner_may_read_the_directory_and_each_of_its_files() {
     let folder = tempfile::tempdir().unwrap();
@@ -50,8 +62,28 @@ fn a_newer_format_is_refused_and_left_alone() {
     set_version(&directory, schema::FORMAT + 1);
     let error = DataDir::open(folder.path()).unwrap_err().to_string();
     assert!(error.contains("use the program that wrote it") && error.contains("passerelle.db"), "{error}");
-    let version: u32 = directory.connect().unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-    assert_eq!(version, schema::FORMAT + 1);
+    assert_eq!(version(&directory), schema::FORMAT + 1);
+}
+
+#[test]
+fn the_format_does_not_change_under_a_server_that_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(database_of_format(3, folder.path()));
+    let served = DataDir::of(folder.path());
+    let is_refused = || matches!(DataDir::open(folder.path()), Err(DataError::InUse { .. }));
+    let lock = served.lock_for_serving().unwrap();
+    assert!(is_refused());
+    assert_eq!(version(&served), 3);
+    assert!(!folder.path().join("passerelle.db.format-3").exists());
+    drop(lock);
+    DataDir::open(folder.path()).unwrap();
+    assert_eq!(version(&served), schema::FORMAT);
+    let _lock = served.lock_for_serving().expect("it was given back");
+    DataDir::open(folder.path()).expect("nothing is left to change");
+    let keys = folder.path().join("keys.json");
+    std::fs::write(&keys, r#"{"format_version":1,"keys":[]}"#).unwrap();
+    assert!(is_refused());
+    assert!(keys.exists());
 }
 
 #[test]
@@ -178,10 +210,7 @@ const FORMER: [Former; 5] = [
 fn a_ledger_of_a_former_format_is_kept_beside_and_its_chain_still_verifies() {
     for Former { format, row, columns, line, covered } in FORMER {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("passerelle.db");
-        let connection = Connection::open(&path).unwrap();
-        schema::STEPS[..format as usize].iter().for_each(|step| connection.execute_batch(step).unwrap());
-        connection.pragma_update(None, "user_version", format).unwrap();
+        let connection = database_of_format(format, folder.path());
         let chain = Chain::default().then(covered);
         connection.execute(&format!("INSERT INTO entries VALUES ({row})"), [chain.0.as_slice()]).unwrap();
         drop(connection);
