@@ -13,7 +13,8 @@
 //! multiply-adds alone. Each figure is the best of several runs.
 //!
 //! The C library gives a cache memory that was in use before, in small pages, unless `MALLOC_MMAP_THRESHOLD_=1048576` tells it not
-//! to; the server has huge ones.
+//! to; the server has huge ones. It takes the memory of large outputs from the system anew for each product, and rows then wait
+//! for pages, unless `MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_TOP_PAD_=67108864` tell it to keep it; the server's workspace does.
 
 #![expect(clippy::print_stdout, reason = "the table is the purpose")]
 
