@@ -193,10 +193,11 @@ impl WorkerConnection {
                     return;
                 }
             };
+            let now = self.gate.clock.now();
             let heard = match what {
                 Some(from_worker::What::Step(step)) => {
                     let model = step.model as usize;
-                    link.hear(step).map(|()| Some(model))
+                    link.hear(step, now).map(|()| Some(model))
                 }
                 Some(from_worker::What::Leaving(leaving)) => {
                     slot.leave(link, &leaving.why);
@@ -212,7 +213,6 @@ impl WorkerConnection {
                     return;
                 }
             };
-            let now = self.gate.clock.now();
             link.note_sign_of_life(now);
             // What is known of the others may be old.
             let told_of =

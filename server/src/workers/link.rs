@@ -9,11 +9,14 @@ use tonic::Status;
 
 use super::calls::{Calls, Job, Occupancy};
 use super::facts::{OfferedModel, WorkerFacts};
-use super::wire::{self, FromGateway, Goodbye, Report, Step, Violation, from_gateway};
+use super::wire::{self, FromGateway, Goodbye, Report, Step, Violation, from_gateway, nanoseconds};
 use crate::gateway::Load;
 
 /// Steps that count for how long a step takes.
 const STEPS_OF_LATE: u64 = 8;
+
+/// How far the clocks of a gateway and a worker may be apart in what they measured of the same time.
+const CLOCKS_APART: Duration = Duration::from_secs(1);
 
 /// The requests of one worker, from both sides: whoever submits, and the stream.
 pub(super) struct Link {
@@ -29,6 +32,8 @@ struct State {
     calls: Calls,
     /// As last reported, of each model.
     reported: Vec<Reported>,
+    /// Of each model as well.
+    told: Vec<TimeTold>,
     phase: Phase,
     /// When the worker said something last, on the gateway's clock.
     heard_at: Duration,
@@ -61,6 +66,29 @@ pub(super) struct Reported {
     pub(super) progress: u64,
     pub(super) distrusted_ns: u64,
     pub(super) pace: Pace,
+}
+
+/// How long a model is told to have computed. It does one step after the other, so all of them together last no longer than
+/// its link, whatever a broken worker says: the use of a partition's hours is reckoned from it.
+#[derive(Debug, Clone, Copy)]
+struct TimeTold {
+    link_began: Duration,
+    in_all: Duration,
+}
+
+impl TimeTold {
+    fn since(link_began: Duration) -> Self {
+        Self { link_began, in_all: Duration::ZERO }
+    }
+
+    fn bound(&mut self, reports: &mut [Report], now: Duration) {
+        for Report { duration_ns, .. } in reports {
+            let left = (now.saturating_sub(self.link_began) + CLOCKS_APART).saturating_sub(self.in_all);
+            let duration = Duration::from_nanos(*duration_ns).min(left);
+            self.in_all += duration;
+            *duration_ns = nanoseconds(duration);
+        }
+    }
 }
 
 /// Of a model's steps, of late; 0 before the first.
@@ -110,8 +138,9 @@ fn of_late(before: u64, now: u64) -> u64 {
 impl Link {
     /// `now`: when it has come, on the gateway's clock.
     pub(super) fn new(facts: WorkerFacts, observers: Vec<Arc<dyn StepObserver>>, now: Duration) -> Self {
-        let reported = vec![Reported::default(); facts.models.len()];
-        let state = Mutex::new(State { calls: Calls::default(), reported, phase: Phase::Open, heard_at: now });
+        let num_models = facts.models.len();
+        let (reported, told) = (vec![Reported::default(); num_models], vec![TimeTold::since(now); num_models]);
+        let state = Mutex::new(State { calls: Calls::default(), reported, told, phase: Phase::Open, heard_at: now });
         Self { facts, observers, bell: Arc::default(), state }
     }
 
@@ -192,14 +221,19 @@ impl Link {
         parting
     }
 
-    pub(super) fn hear(&self, step: Step) -> Result<(), Violation> {
-        let observer = self.observers.get(step.model as usize).ok_or(Violation::UnknownModel)?;
+    /// `now`: when it came, on the gateway's clock.
+    pub(super) fn hear(&self, mut step: Step, now: Duration) -> Result<(), Violation> {
+        let model = step.model as usize;
+        let observer = self.observers.get(model).ok_or(Violation::UnknownModel)?;
         let mut state = self.lock();
         if state.phase == Phase::Closed {
             // It was on the way, and nobody waits for it.
             return Ok(());
         }
-        if let Some(reported) = state.reported.get_mut(step.model as usize) {
+        if let Some(told) = state.told.get_mut(model) {
+            told.bound(&mut step.reports, now);
+        }
+        if let Some(reported) = state.reported.get_mut(model) {
             reported.update(step.load, &step.reports);
         }
         step.heard.into_iter().try_for_each(|heard| state.calls.hear(heard))?;
@@ -244,5 +278,31 @@ impl Link {
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Link").field("facts", &self.facts).field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn report(duration_ns: u64) -> Report {
+        Report { duration_ns, ..Report::default() }
+    }
+
+    #[test]
+    fn what_a_worker_says_that_it_computed_lasts_no_longer_than_its_link() {
+        let began = Duration::from_secs(100);
+        let mut told = TimeTold::since(began);
+        let mut hear = |after: u64, durations: &[u64]| {
+            let mut reports: Vec<_> = durations.iter().copied().map(report).collect();
+            told.bound(&mut reports, began + Duration::from_secs(after));
+            reports.iter().map(|report| report.duration_ns).collect::<Vec<_>>()
+        };
+        assert_eq!(hear(2, &[SECOND, SECOND / 2]), [SECOND, SECOND / 2], "a true word");
+        assert_eq!(hear(3, &[u64::MAX, u64::MAX, 5]), [5 * SECOND / 2, 0, 0], "clocks may be a second apart");
+        assert_eq!(hear(3, &[SECOND]), [0], "the same time again");
+        assert_eq!(hear(9, &[SECOND, SECOND]), [SECOND, SECOND], "messages may come late, and then together");
     }
 }

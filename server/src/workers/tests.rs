@@ -357,8 +357,9 @@ async fn soon_ends(stage: &Stage, seconds: u64) -> Worker {
 }
 
 impl Worker {
-    /// The gateway learns that a step takes two seconds, in which so much of prompts is read.
+    /// A step takes two seconds, in which so much of prompts is read, and the gateway learns of it.
     async fn takes_two_seconds(&self, stage: &Stage, prompt_tokens: usize) {
+        stage.clock.advance(Duration::from_secs(2));
         let step =
             StepReport { duration: Duration::from_secs(2), num_sequences: 1, prompt_tokens, ..StepReport::default() };
         self.tap.step(&step);
@@ -370,7 +371,7 @@ impl Worker {
 #[tokio::test]
 async fn what_waits_and_runs_counts_against_the_time_that_a_worker_has_left() {
     let stage = Stage::new();
-    let worker = soon_ends(&stage, 40).await;
+    let worker = soon_ends(&stage, 42).await;
     worker.takes_two_seconds(&stage, 0).await;
     // Answers of eight steps, of which all but the last keep two places busy: 8, 12, 16 and 20 steps.
     let mut taken = Vec::new();
@@ -389,13 +390,13 @@ async fn what_waits_and_runs_counts_against_the_time_that_a_worker_has_left() {
 #[tokio::test]
 async fn prompts_and_further_choices_count_against_the_time_that_a_worker_has_left() {
     let stage = Stage::new();
-    let worker = soon_ends(&stage, 16).await;
+    let worker = soon_ends(&stage, 18).await;
     worker.takes_two_seconds(&stage, 0).await;
     let two = Request { num_choices: 2.try_into().unwrap(), ..request(None) };
     assert_eq!(stage.replica.submit(two).unwrap_err(), ReplicaRefusal::Away);
     drop(stage.replica.submit(request(None)).expect("one answer fits"));
     let stage = Stage::new();
-    let worker = soon_ends(&stage, 16).await;
+    let worker = soon_ends(&stage, 18).await;
     worker.takes_two_seconds(&stage, 64).await;
     assert_eq!(stage.replica.submit(request(None)).unwrap_err(), ReplicaRefusal::Away, "its prompt is read first");
 }
