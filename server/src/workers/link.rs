@@ -9,14 +9,16 @@ use tonic::Status;
 
 use super::calls::{Calls, Job, Occupancy};
 use super::facts::{OfferedModel, WorkerFacts};
-use super::wire::{self, FromGateway, Goodbye, Report, Step, Violation, from_gateway, nanoseconds};
+use super::tap::MAX_REPORTS;
+use super::wire::{self, FromGateway, Goodbye, Malformed, Report, Step, Violation, from_gateway, nanoseconds};
 use crate::gateway::Load;
 
 /// Steps that count for how long a step takes.
 const STEPS_OF_LATE: u64 = 8;
 
-/// How far the clocks of a gateway and a worker may be apart in what they measured of the same time.
-const CLOCKS_APART: Duration = Duration::from_secs(1);
+/// A worker's word arrives so soon, or it has given its gateway up: if one came late, what the next one tells of may have
+/// lasted so much longer than the time between the two.
+const LATEST_WORD: Duration = Duration::from_secs(30);
 
 /// The requests of one worker, from both sides: whoever submits, and the stream.
 pub(super) struct Link {
@@ -33,7 +35,7 @@ struct State {
     /// As last reported, of each model.
     reported: Vec<Reported>,
     /// Of each model as well.
-    told: Vec<TimeTold>,
+    told: Vec<ToldUntil>,
     phase: Phase,
     /// When the worker said something last, on the gateway's clock.
     heard_at: Duration,
@@ -68,25 +70,22 @@ pub(super) struct Reported {
     pub(super) pace: Pace,
 }
 
-/// How long a model is told to have computed. It does one step after the other, so all of them together last no longer than
-/// its link, whatever a broken worker says: the use of a partition's hours is reckoned from it.
+/// Up to when a model is told to have computed, on the gateway's clock. It does one step after the other, so what a message
+/// tells of lasts no longer than the time that none has told of, whatever a broken worker says: its pace, the histogram of
+/// steps and the use of a partition's hours are reckoned from it.
 #[derive(Debug, Clone, Copy)]
-struct TimeTold {
-    link_began: Duration,
-    in_all: Duration,
-}
+struct ToldUntil(Duration);
 
-impl TimeTold {
-    fn since(link_began: Duration) -> Self {
-        Self { link_began, in_all: Duration::ZERO }
-    }
-
+impl ToldUntil {
     fn bound(&mut self, reports: &mut [Report], now: Duration) {
-        for Report { duration_ns, .. } in reports {
-            let left = (now.saturating_sub(self.link_began) + CLOCKS_APART).saturating_sub(self.in_all);
-            let duration = Duration::from_nanos(*duration_ns).min(left);
-            self.in_all += duration;
-            *duration_ns = nanoseconds(duration);
+        for report in reports.iter_mut() {
+            let duration = Duration::from_nanos(report.duration_ns).min(now.saturating_sub(self.0));
+            self.0 += duration;
+            report.duration_ns = nanoseconds(duration);
+        }
+        // A failure may be told of while a long step runs: only what tells of work ends the time before it.
+        if reports.iter().any(|report| report.num_sequences > 0) {
+            self.0 = self.0.max(now.saturating_sub(LATEST_WORD));
         }
     }
 }
@@ -139,7 +138,7 @@ impl Link {
     /// `now`: when it has come, on the gateway's clock.
     pub(super) fn new(facts: WorkerFacts, observers: Vec<Arc<dyn StepObserver>>, now: Duration) -> Self {
         let num_models = facts.models.len();
-        let (reported, told) = (vec![Reported::default(); num_models], vec![TimeTold::since(now); num_models]);
+        let (reported, told) = (vec![Reported::default(); num_models], vec![ToldUntil(now); num_models]);
         let state = Mutex::new(State { calls: Calls::default(), reported, told, phase: Phase::Open, heard_at: now });
         Self { facts, observers, bell: Arc::default(), state }
     }
@@ -225,6 +224,9 @@ impl Link {
     pub(super) fn hear(&self, mut step: Step, now: Duration) -> Result<(), Violation> {
         let model = step.model as usize;
         let observer = self.observers.get(model).ok_or(Violation::UnknownModel)?;
+        if step.reports.len() > MAX_REPORTS {
+            return Err(Malformed("reports").into());
+        }
         let mut state = self.lock();
         if state.phase == Phase::Closed {
             // It was on the way, and nobody waits for it.
@@ -278,31 +280,5 @@ impl Link {
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Link").field("facts", &self.facts).field("state", &self.state).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: u64 = 1_000_000_000;
-
-    fn report(duration_ns: u64) -> Report {
-        Report { duration_ns, ..Report::default() }
-    }
-
-    #[test]
-    fn what_a_worker_says_that_it_computed_lasts_no_longer_than_its_link() {
-        let began = Duration::from_secs(100);
-        let mut told = TimeTold::since(began);
-        let mut hear = |after: u64, durations: &[u64]| {
-            let mut reports: Vec<_> = durations.iter().copied().map(report).collect();
-            told.bound(&mut reports, began + Duration::from_secs(after));
-            reports.iter().map(|report| report.duration_ns).collect::<Vec<_>>()
-        };
-        assert_eq!(hear(2, &[SECOND, SECOND / 2]), [SECOND, SECOND / 2], "a true word");
-        assert_eq!(hear(3, &[u64::MAX, u64::MAX, 5]), [5 * SECOND / 2, 0, 0], "clocks may be a second apart");
-        assert_eq!(hear(3, &[SECOND]), [0], "the same time again");
-        assert_eq!(hear(9, &[SECOND, SECOND]), [SECOND, SECOND], "messages may come late, and then together");
     }
 }

@@ -6,7 +6,7 @@ use passerelle_engine::{StepObserver, StepReport};
 use tokio::sync::Notify;
 
 /// Steps that are told one by one. While the gateway does not listen, further ones are told as one.
-const MAX_REPORTS: usize = 256;
+pub(super) const MAX_REPORTS: usize = 256;
 
 /// Of one engine.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! Both ends, over a pipe in memory, with engines that say what the test wants.
 
 mod endings;
+mod reports;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -343,6 +344,7 @@ async fn a_worker_that_soon_ends_is_given_nothing_that_would_end_later() {
     let _first = stage.replica.submit(request(None)).expect("nothing is known of its pace");
     worker.given(1).await;
     // Eight tokens at two seconds each.
+    stage.clock.advance(Duration::from_secs(2));
     let step = StepReport { duration: Duration::from_secs(2), num_sequences: 1, ..StepReport::default() };
     worker.tap.step(&step);
     worker.tap.concluded();
